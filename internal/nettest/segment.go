@@ -1,0 +1,81 @@
+package nettest
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// A Segment is an Ethernet segment: a switch with no address of its own.
+type Segment struct {
+	sw    *Node
+	ports int
+}
+
+// NewSegment makes a switch. It goes with the test.
+func NewSegment(t testing.TB) *Segment {
+	t.Helper()
+	return NamedSegment(t, "lan")
+}
+
+// NamedSegment is NewSegment for a test with several.
+func NamedSegment(t testing.TB, name string) *Segment {
+	t.Helper()
+	sw := NewNode(t, name)
+	// The switch's own netfilter must not look at what it switches.
+	sw.Sysctl("ipv6.conf.all.disable_ipv6", "1")
+	sw.Run("ip", "link", "add", "switch", "type", "bridge")
+	sw.Run("ip", "link", "set", "switch", "up")
+	return &Segment{sw: sw}
+}
+
+// Switch is the node that does the switching, to look at what passes.
+func (s *Segment) Switch() *Node { return s.sw }
+
+// Attach makes a machine with the interface eth0 on the segment.
+func (s *Segment) Attach(name string, addrs ...string) *Node {
+	n := NewNode(s.sw.t, name)
+	s.Plug(n, "eth0", addrs...)
+	return n
+}
+
+// Plug gives a machine an interface on the segment.
+func (s *Segment) Plug(n *Node, dev string, addrs ...string) {
+	s.ports++
+	port := fmt.Sprintf("port%d", s.ports)
+	s.sw.Run("ip", "link", "add", port, "type", "veth", "peer", "name", dev, "netns", n.NetNS)
+	s.sw.Run("ip", "link", "set", port, "master", "switch", "up")
+	n.Run("ip", "link", "set", dev, "up")
+	n.addAddrs(dev, addrs)
+}
+
+func (n *Node) addAddrs(dev string, addrs []string) {
+	for _, a := range addrs {
+		args := []string{"ip", "addr", "add", a, "dev", dev}
+		if strings.Contains(a, ":") {
+			args = append(args, "nodad")
+		}
+		n.Run(args...)
+	}
+}
+
+// Bridge makes a bridge on the node, as a container engine does.
+func (n *Node) Bridge(name string, addrs ...string) {
+	n.Run("ip", "link", "add", name, "type", "bridge")
+	n.Run("ip", "link", "set", name, "up")
+	n.addAddrs(name, addrs)
+}
+
+// Container makes a machine whose eth0 is a port of a bridge of n, with
+// gateway as its default route.
+func (n *Node) Container(name, bridge, addr, gateway string) *Node {
+	c := NewNode(n.t, name)
+	port := "v" + name
+	n.Run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", c.NetNS)
+	n.Run("ip", "link", "set", port, "master", bridge, "up")
+	n.Run("bridge", "link", "set", "dev", port, "hairpin", "on")
+	c.Run("ip", "link", "set", "eth0", "up")
+	c.addAddrs("eth0", []string{addr})
+	c.Run("ip", "route", "add", "default", "via", gateway)
+	return c
+}

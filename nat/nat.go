@@ -1,0 +1,78 @@
+// Package nat says what network address translation extip wants, and what a
+// backend that writes it into the kernel must promise. The backends live in
+// sub-packages (nat/iptables); nothing here touches the kernel.
+package nat
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// Network is what the NAT rules need to know of one Docker network.
+type Network struct {
+	// ID marks the rules as belonging to this network. Unique, and safe in
+	// a rule comment: letters and digits only, at most 12.
+	ID string
+	// Bridge and Parent are interface names of the host.
+	Bridge string
+	Parent string
+	// Subnets are the container subnets on Bridge, at most one per family.
+	Subnets []netip.Prefix
+	// Internal networks exchange no packets with anything beyond Bridge,
+	// and have no mappings.
+	Internal bool
+}
+
+// Mapping ties one external address to one internal address of the same
+// family, for every port and protocol.
+type Mapping struct {
+	// Endpoint marks the rules as belonging to this endpoint; same form as
+	// Network.ID. An endpoint may have several mappings.
+	Endpoint string
+	External netip.Addr
+	Internal netip.Addr
+	// Gateway hides the client's address: the container sees its bridge's
+	// address as the peer of every connection made to External.
+	Gateway bool
+	// Egress lets the connections that the container opens leave from
+	// External. Among the mappings of one internal address, at most one per
+	// family has it; with none, such connections are masqueraded.
+	Egress bool
+}
+
+// State is everything a backend should hold: no more and no less.
+type State struct {
+	Networks []Network
+	Mappings []Mapping
+}
+
+// Backend writes NAT into the kernel. Every method is an ensure: what is
+// there already is no error, and neither is removing what is absent. A method
+// returns when new connections follow the change. Methods may be called
+// concurrently; a call's cost does not grow with the number of mappings.
+//
+// A network is added before the mappings into its subnets and removed after
+// them.
+type Backend interface {
+	AddNetwork(Network) error
+	RemoveNetwork(Network) error
+	// Add installs mappings, all or none. An external address that is
+	// mapped already moves to its new internal address in one step.
+	Add(...Mapping) error
+	// Remove takes mappings away and goes on after an error, which it
+	// returns joined with the others'.
+	Remove(...Mapping) error
+	// Sync makes the kernel hold exactly State, leaving alone what is right
+	// already and everything that is not ours. It returns one line per
+	// thing it had to repair, none when all was well.
+	Sync(State) (repaired []string, err error)
+	// Close forgets the kernel handles. The rules stay.
+	Close() error
+}
+
+// Sort puts a state into canonical order, so that equal states compare equal.
+func (s *State) Sort() {
+	slices.SortFunc(s.Networks, func(a, b Network) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(s.Mappings, func(a, b Mapping) int { return a.External.Compare(b.External) })
+}
