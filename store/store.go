@@ -1,0 +1,374 @@
+// Package store keeps what must survive a restart: networks, endpoints and
+// the claims that endpoints have on external addresses. It is the only memory
+// there is: the engine never tells a remote driver again what it told once.
+//
+// The file is a bbolt database of four buckets:
+//
+//	meta       schema → version
+//	networks   network id → Network, JSON
+//	endpoints  endpoint id → Endpoint, JSON
+//	claims     external address, text → id of the endpoint that has it
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/extip/extip/pool"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// ErrLocked is returned by Open while another process has the file open.
+var ErrLocked = errors.New("another process has it open: is a second extip running?")
+
+// Source says whom a container sees as its client.
+type Source string
+
+// Sources.
+const (
+	SourceClient  Source = "client"  // the client's own address
+	SourceGateway Source = "gateway" // the bridge's address
+)
+
+// Egress says from which address a container's own connections leave.
+type Egress string
+
+// Egresses.
+const (
+	EgressExternal Egress = "external" // the endpoint's first external address
+	EgressHost     Egress = "host"     // the host's address
+)
+
+// Network is one Docker network.
+type Network struct {
+	ID     string
+	Bridge string
+	// Parent is the host interface that carries the external addresses.
+	Parent string
+	// Gateways are the bridge's own addresses, with the container subnets'
+	// prefix lengths; at most one per family.
+	Gateways []netip.Prefix
+	// MTU of bridge and container links, in bytes.
+	MTU int
+	// Pool is what endpoints that ask for no address are given from.
+	Pool pool.Pool
+	// Auto gives an endpoint that names no address one from Pool.
+	Auto   bool
+	Source Source
+	Egress Egress
+	// ICC lets the network's containers talk to each other directly.
+	ICC      bool
+	Internal bool
+}
+
+// State is how far an endpoint has come. A record always covers at least what
+// the kernel holds.
+type State string
+
+// States of an endpoint.
+const (
+	// Plumbed: the link exists, nothing is reachable from outside.
+	Plumbed State = "plumbed"
+	// Published: external addresses, if any, are mapped.
+	Published State = "published"
+	// Leaving: the engine has deleted it; something in the kernel would not
+	// go yet.
+	Leaving State = "leaving"
+)
+
+// Endpoint is one container on one network.
+type Endpoint struct {
+	ID      string
+	Network string
+	// Addresses are the container's own, with the subnet's prefix length;
+	// at most one per family.
+	Addresses []netip.Prefix
+	MAC       string
+	// External are the claimed addresses; the first of each family is the
+	// one that the container's own connections leave from.
+	External []netip.Addr
+	Source   Source
+	Egress   Egress
+	State    State
+	// Name is the container's name, where the engine told it.
+	Name    string `json:",omitempty"`
+	Created time.Time
+}
+
+// TakenError says who has an address.
+type TakenError struct {
+	Address netip.Addr
+	Owner   Endpoint
+}
+
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("%s is taken by %s", e.Address, e.Owner.Title())
+}
+
+// Title names an endpoint in a message, by the container's name if known.
+func (e Endpoint) Title() string {
+	s := "endpoint " + short(e.ID)
+	if e.Name != "" {
+		s = fmt.Sprintf("container %q (%s)", e.Name, s)
+	}
+	for _, a := range e.Addresses {
+		s += " " + a.Addr().String()
+	}
+	return s + " of network " + short(e.Network)
+}
+
+// short is the form of an id that docker's own listings use.
+func short(id string) string { return id[:min(len(id), 12)] }
+
+// ExhaustedError says that a pool has no address left.
+type ExhaustedError struct {
+	Pool pool.Pool
+	// InUse addresses of the pool are claimed; Unusable ones can't be.
+	InUse, Unusable uint64
+}
+
+func (e *ExhaustedError) Error() string {
+	s := fmt.Sprintf("pool %s is exhausted: %d of %d addresses are in use", e.Pool, e.InUse, e.Pool.Size())
+	if e.Unusable > 0 {
+		s += fmt.Sprintf(", %d can't be used on this host", e.Unusable)
+	}
+	return s
+}
+
+// Want is the external addresses that a new endpoint is to have.
+type Want struct {
+	// Addresses were asked for by name.
+	Addresses []netip.Addr
+	// Pool, unless empty, is to give one more, the next usable one after After.
+	Pool  pool.Pool
+	After netip.Addr
+	// Usable tells whether this host can use an address of Pool.
+	Usable func(netip.Addr) bool
+}
+
+var (
+	metaBucket      = []byte("meta")
+	networksBucket  = []byte("networks")
+	endpointsBucket = []byte("endpoints")
+	claimsBucket    = []byte("claims")
+	schemaKey       = []byte("schema")
+)
+
+// Schema is the version of the file's layout that this program writes.
+const Schema = "1"
+
+// Store is an open file. Its methods may be called concurrently; each write
+// is one transaction, on disk when the method returns.
+type Store struct{ db *bolt.DB }
+
+// Open opens the file, or makes it with its folder. It returns ErrLocked if
+// another process keeps it open for more than a second.
+func Open(path string) (*Store, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		err = ErrLocked
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: open %s: %w", path, err)
+	}
+	s := &Store{db}
+	if err := db.Update(s.prepare); err != nil {
+		return nil, errors.Join(fmt.Errorf("store: open %s: %w", path, err), db.Close())
+	}
+	return s, nil
+}
+
+func (s *Store) prepare(tx *bolt.Tx) error {
+	for _, name := range [][]byte{metaBucket, networksBucket, endpointsBucket, claimsBucket} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	meta := tx.Bucket(metaBucket)
+	switch v := string(meta.Get(schemaKey)); v {
+	case "":
+		return meta.Put(schemaKey, []byte(Schema))
+	case Schema:
+		return nil
+	default:
+		return fmt.Errorf("schema %s is of a newer extip; this one writes %s", v, Schema)
+	}
+}
+
+// Close lets go of the file.
+func (s *Store) Close() error { return s.db.Close() }
+
+// PutNetwork records a network, new or changed.
+func (s *Store) PutNetwork(n Network) error {
+	return s.update("put network "+short(n.ID), func(tx *bolt.Tx) error {
+		return put(tx, networksBucket, n.ID, n)
+	})
+}
+
+// DeleteNetwork forgets a network; one that is unknown is no error.
+func (s *Store) DeleteNetwork(id string) error {
+	return s.update("delete network "+short(id), func(tx *bolt.Tx) error {
+		return tx.Bucket(networksBucket).Delete([]byte(id))
+	})
+}
+
+// Networks returns all networks.
+func (s *Store) Networks() ([]Network, error) { return all[Network](s, networksBucket) }
+
+// CreateEndpoint claims what is wanted and records the endpoint with it, both
+// or nothing; a record of the same endpoint, and its claims, give way. It returns the endpoint with its External addresses filled in, or
+// a *TakenError or *ExhaustedError.
+func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
+	err := s.update("create endpoint "+short(e.ID), func(tx *bolt.Tx) error {
+		if err := release(tx, e.ID); err != nil {
+			return err
+		}
+		claims := tx.Bucket(claimsBucket)
+		e.External = nil
+		for _, a := range want.Addresses {
+			if owner := claims.Get(key(a)); owner != nil {
+				taken := &TakenError{Address: a}
+				return errors.Join(get(tx, endpointsBucket, string(owner), &taken.Owner), taken)
+			}
+			e.External = append(e.External, a)
+		}
+		if !want.Pool.Empty() {
+			a, err := next(claims, want)
+			if err != nil {
+				return err
+			}
+			e.External = append(e.External, a)
+		}
+		for _, a := range e.External {
+			if err := claims.Put(key(a), []byte(e.ID)); err != nil {
+				return err
+			}
+		}
+		return put(tx, endpointsBucket, e.ID, e)
+	})
+	return e, err
+}
+
+// next chooses a free address of the wanted pool.
+func next(claims *bolt.Bucket, want Want) (netip.Addr, error) {
+	full := &ExhaustedError{Pool: want.Pool}
+	a, ok := want.Pool.Next(want.After, func(a netip.Addr) bool {
+		switch {
+		case claims.Get(key(a)) != nil:
+			full.InUse++
+			return false
+		case want.Usable != nil && !want.Usable(a):
+			full.Unusable++
+			return false
+		}
+		return true
+	})
+	if !ok {
+		return a, full
+	}
+	return a, nil
+}
+
+// PutEndpoint records a change of an endpoint that is not one of its claims.
+func (s *Store) PutEndpoint(e Endpoint) error {
+	return s.update("put endpoint "+short(e.ID), func(tx *bolt.Tx) error {
+		return put(tx, endpointsBucket, e.ID, e)
+	})
+}
+
+// DeleteEndpoint forgets an endpoint and releases its claims; one that is
+// unknown is no error.
+func (s *Store) DeleteEndpoint(id string) error {
+	return s.update("delete endpoint "+short(id), func(tx *bolt.Tx) error {
+		if err := release(tx, id); err != nil {
+			return err
+		}
+		return tx.Bucket(endpointsBucket).Delete([]byte(id))
+	})
+}
+
+// release gives up the claims of an endpoint, if it is known and has any.
+func release(tx *bolt.Tx, id string) error {
+	var e Endpoint
+	if err := get(tx, endpointsBucket, id, &e); err != nil {
+		return err
+	}
+	for _, a := range e.External {
+		if err := tx.Bucket(claimsBucket).Delete(key(a)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Endpoints returns all endpoints.
+func (s *Store) Endpoints() ([]Endpoint, error) { return all[Endpoint](s, endpointsBucket) }
+
+// Claims returns which endpoint has which address.
+func (s *Store) Claims() (map[netip.Addr]string, error) {
+	claims := map[netip.Addr]string{}
+	err := s.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(claimsBucket).ForEach(func(k, v []byte) error {
+			a, err := netip.ParseAddr(string(k))
+			claims[a] = string(v)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("store: read claims: %w", err)
+	}
+	return claims, nil
+}
+
+func key(a netip.Addr) []byte { return []byte(a.String()) }
+
+func (s *Store) update(what string, fn func(*bolt.Tx) error) error {
+	if err := s.db.Update(fn); err != nil {
+		return fmt.Errorf("store: %s: %w", what, err)
+	}
+	return nil
+}
+
+func put(tx *bolt.Tx, bucket []byte, id string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(bucket).Put([]byte(id), b)
+}
+
+// get reads a record into v; an absent one leaves v alone.
+func get(tx *bolt.Tx, bucket []byte, id string, v any) error {
+	b := tx.Bucket(bucket).Get([]byte(id))
+	if b == nil {
+		return nil
+	}
+	return json.Unmarshal(b, v)
+}
+
+func all[T any](s *Store, bucket []byte) ([]T, error) {
+	var list []T
+	err := s.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucket).ForEach(func(k, b []byte) error {
+			var v T
+			if err := json.Unmarshal(b, &v); err != nil {
+				return fmt.Errorf("%s: %w", k, err)
+			}
+			list = append(list, v)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("store: read %s: %w", bucket, err)
+	}
+	return list, nil
+}

@@ -1,0 +1,217 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/extip/extip/pool"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	bolt "go.etcd.io/bbolt"
+)
+
+var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+
+// open opens a store that, at the end of the test, must be consistent.
+func open(t *testing.T, path string) *Store {
+	t.Helper()
+	s, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { checkInvariants(t, s) })
+	return s
+}
+
+// checkInvariants: every claim has its endpoint, and every endpoint its claims.
+func checkInvariants(t *testing.T, s *Store) {
+	t.Helper()
+	claims, err := s.Claims()
+	if err != nil {
+		t.Fatal(err)
+	}
+	endpoints, err := s.Endpoints()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, e := range endpoints {
+		for _, a := range e.External {
+			n++
+			if claims[a] != e.ID {
+				t.Errorf("endpoint %s has %s, which is claimed by %q", e.ID, a, claims[a])
+			}
+		}
+	}
+	if n != len(claims) {
+		t.Errorf("%d claims, %d addresses of endpoints", len(claims), n)
+	}
+}
+
+func parse(t *testing.T, s string) pool.Pool {
+	t.Helper()
+	p, err := pool.Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestSurvivesReopening(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "new", "extip.db")
+	s, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := Network{
+		ID: "n1", Bridge: "xip-n1", Parent: "br-ex", MTU: 1450, Auto: true, ICC: true,
+		Gateways: []netip.Prefix{netip.MustParsePrefix("172.31.0.1/16")},
+		Pool:     parse(t, "203.0.113.56-203.0.113.62"), Source: SourceClient, Egress: EgressExternal,
+	}
+	e := Endpoint{
+		ID: "e1", Network: "n1", Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.2/16")},
+		MAC: "02:42:ac:1f:00:02", Source: SourceGateway, Egress: EgressHost, State: Plumbed,
+		Created: time.Date(2026, 11, 24, 6, 0, 0, 0, time.UTC),
+	}
+	if err := s.PutNetwork(n); err != nil {
+		t.Fatal(err)
+	}
+	e, err = s.CreateEndpoint(e, Want{Pool: n.Pool})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.State = Published
+	if err := s.PutEndpoint(e); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	s = open(t, path)
+	networks, err := s.Networks()
+	if diff := cmp.Diff([]Network{n}, networks, byValue, cmp.Comparer(func(a, b pool.Pool) bool { return a.String() == b.String() })); diff != "" || err != nil {
+		t.Errorf("networks (-want +got), %v:\n%s", err, diff)
+	}
+	endpoints, err := s.Endpoints()
+	if diff := cmp.Diff([]Endpoint{e}, endpoints, byValue); diff != "" || err != nil {
+		t.Errorf("endpoints (-want +got), %v:\n%s", err, diff)
+	}
+	if err := s.DeleteNetwork("n1"); err != nil {
+		t.Error(err)
+	}
+	if networks, err := s.Networks(); len(networks) != 0 || err != nil {
+		t.Errorf("after deletion: %v, %v", networks, err)
+	}
+}
+
+func TestClaims(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "extip.db"))
+	p := parse(t, "203.0.113.56-203.0.113.58")
+	a56, a57 := netip.MustParseAddr("203.0.113.56"), netip.MustParseAddr("203.0.113.57")
+	owner := Endpoint{ID: "0123456789abcdef", Network: "n1", Name: "mail", Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.2/16")}}
+	if _, err := s.CreateEndpoint(owner, Want{Addresses: []netip.Addr{a56}}); err != nil {
+		t.Fatal(err)
+	}
+
+	_, err := s.CreateEndpoint(Endpoint{ID: "e2"}, Want{Addresses: []netip.Addr{a57, a56}})
+	var taken *TakenError
+	if !errors.As(err, &taken) || taken.Owner.ID != owner.ID || taken.Address != a56 {
+		t.Fatalf("a claimed address: %v", err)
+	}
+	for _, want := range []string{"203.0.113.56", "mail", "0123456789ab", "172.31.0.2", "n1"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("error %q lacks %q", err, want)
+		}
+	}
+	checkInvariants(t, s) // 57 is not left claimed
+
+	e2, err := s.CreateEndpoint(Endpoint{ID: "e2"}, Want{Pool: p, Usable: func(a netip.Addr) bool { return a != a57 }})
+	if err != nil || len(e2.External) != 1 || e2.External[0].String() != "203.0.113.58" {
+		t.Fatalf("from the pool: %v, %v", e2.External, err)
+	}
+	_, err = s.CreateEndpoint(Endpoint{ID: "e3"}, Want{Pool: p, Usable: func(a netip.Addr) bool { return a != a57 }})
+	var full *ExhaustedError
+	if !errors.As(err, &full) || full.InUse != 2 || full.Unusable != 1 {
+		t.Fatalf("a full pool: %v", err)
+	}
+	if want := "2 of 3 addresses are in use, 1 can't be used"; !strings.Contains(err.Error(), want) {
+		t.Errorf("error %q lacks %q", err, want)
+	}
+
+	for range 2 {
+		if err := s.DeleteEndpoint("e2"); err != nil {
+			t.Error(err)
+		}
+	}
+	e3, err := s.CreateEndpoint(Endpoint{ID: "e3"}, Want{Pool: p, After: e2.External[0]})
+	if err != nil || e3.External[0] != a57 {
+		t.Errorf("after %v: got %v, %v", e2.External, e3.External, err)
+	}
+	for _, a := range []string{"203.0.113.56", "203.0.113.61"} {
+		if _, err := s.CreateEndpoint(owner, Want{Addresses: []netip.Addr{netip.MustParseAddr(a)}}); err != nil {
+			t.Errorf("the same endpoint once more with %s: %v", a, err)
+		}
+	}
+}
+
+func TestParallelClaimsAreUnique(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "extip.db"))
+	p := parse(t, "203.0.113.0/27")
+	var wg sync.WaitGroup
+	var full sync.Map
+	for i := range 40 {
+		wg.Go(func() {
+			_, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprint("e", i)}, Want{Pool: p})
+			if err != nil {
+				full.Store(i, err)
+			}
+		})
+	}
+	wg.Wait()
+	failed := 0
+	full.Range(func(_, err any) bool {
+		failed++
+		if _, ok := errors.AsType[*ExhaustedError](err.(error)); !ok {
+			t.Error(err)
+		}
+		return true
+	})
+	if claims, err := s.Claims(); len(claims) != 32 || failed != 8 || err != nil {
+		t.Errorf("%d claims and %d refusals, want 32 and 8; %v", len(claims), failed, err)
+	}
+}
+
+func TestOneWriter(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "extip.db")
+	open(t, path)
+	if s, err := Open(path); !errors.Is(err, ErrLocked) {
+		t.Errorf("a second writer: %v, %v", s, err)
+	}
+}
+
+func TestNewerSchemaIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "extip.db")
+	s, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(metaBucket).Put(schemaKey, []byte("99")) })
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "schema 99") {
+		t.Errorf("a newer file: %v", err)
+	}
+}
