@@ -120,6 +120,8 @@ func NewNode(t testing.TB, name string) *Node {
 	n := &Node{Name: name, NetNS: netnsDir + ns, t: t}
 	command(t, "ip", "netns", "add", ns)
 	t.Cleanup(func() { command(t, "ip", "netns", "del", ns) })
+	// Addresses that are still being probed come and go in a dump.
+	n.Sysctl("ipv6.conf.default.accept_dad", "0")
 	n.Run("ip", "link", "set", "lo", "up")
 	return n
 }

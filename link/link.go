@@ -1,0 +1,342 @@
+// Package link makes the interfaces and addresses of the host: bridges, veth
+// pairs, and the external addresses as aliases on their parent. It is the only
+// door to rtnetlink, to the sysctls of interfaces and to connection tracking.
+//
+// Every Ensure and Remove may be called twice: what is there already, or gone
+// already, is no error. Links of ours carry Mark in their alias (ifalias),
+// addresses of ours a label; what doesn't is not ours and stays untouched.
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotOurs is returned when a name or an address that we were to make
+// exists already and doesn't carry our mark.
+var ErrNotOurs = errors.New("exists and is not extip's")
+
+// MaxName is the longest interface name, in bytes: IFNAMSIZ-1 (linux/if.h).
+const MaxName = unix.IFNAMSIZ - 1
+
+// markPrefix begins the ifalias of every link of ours; its owner follows.
+const markPrefix = "extip:"
+
+// Mark is the ifalias of a link that belongs to owner, a network or endpoint id.
+func Mark(owner string) string { return markPrefix + owner }
+
+// Host is the network namespace it was made in. Its methods may be called
+// concurrently.
+type Host struct {
+	nl *netlink.Handle
+	// sysctls is the folder with the settings of the namespace: /proc/sys/net,
+	// or where it is mounted writable.
+	sysctls string
+}
+
+// New returns the Host of the calling thread's network namespace.
+func New(sysctls string) (*Host, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("link: open netlink: %w", err)
+	}
+	return &Host{nl: h, sysctls: sysctls}, nil
+}
+
+// Close closes the sockets; nothing in the kernel changes.
+func (h *Host) Close() { h.nl.Close() }
+
+// A Bridge connects the containers of one network.
+type Bridge struct {
+	Name  string
+	Owner string
+	// Addresses are the bridge's own, with the subnets' prefix lengths: the
+	// containers' gateways.
+	Addresses []netip.Prefix
+	// MTU in bytes.
+	MTU int
+}
+
+// EnsureBridge makes the bridge, or completes one that is ours.
+// ErrNotOurs if the name is in use otherwise.
+func (h *Host) EnsureBridge(b Bridge) error {
+	l, err := h.ours(b.Name, b.Owner)
+	if err == nil && l == nil {
+		l, err = h.makeBridge(b)
+	}
+	if err == nil {
+		err = h.configureBridge(l, b)
+	}
+	if err != nil {
+		return fmt.Errorf("link: bridge %s: %w", b.Name, err)
+	}
+	return nil
+}
+
+// makeBridge makes the bridge under a name that is ours and renames it when it
+// carries its mark: a crash in between must not leave a link that nobody
+// recognises.
+func (h *Host) makeBridge(b Bridge) (netlink.Link, error) {
+	draft := BridgeName(b.Owner)
+	l, err := h.ours(draft, b.Owner)
+	if err != nil {
+		return nil, err
+	}
+	if l == nil {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = draft
+		attrs.MTU = b.MTU
+		// A bridge without an address of its own takes that of a port,
+		// and so changes it when containers come and go.
+		attrs.HardwareAddr = MAC(b.Addresses)
+		if err := h.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return nil, fmt.Errorf("create: %w", err)
+		}
+		if l, err = h.byName(draft); err != nil {
+			return nil, err
+		}
+		if err := h.nl.LinkSetAlias(l, Mark(b.Owner)); err != nil {
+			return nil, fmt.Errorf("mark: %w", err)
+		}
+	}
+	if draft != b.Name {
+		if err := h.nl.LinkSetName(l, b.Name); err != nil {
+			return nil, fmt.Errorf("rename: %w", err)
+		}
+	}
+	return h.byName(b.Name)
+}
+
+func (h *Host) configureBridge(l netlink.Link, b Bridge) error {
+	if l.Attrs().MTU != b.MTU {
+		if err := h.nl.LinkSetMTU(l, b.MTU); err != nil {
+			return fmt.Errorf("set MTU %d: %w", b.MTU, err)
+		}
+	}
+	if err := h.disableIPv6(b.Name, b.Addresses); err != nil {
+		return err
+	}
+	for _, p := range b.Addresses {
+		addr := &netlink.Addr{IPNet: ipNet(p)}
+		if err := h.nl.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add address %s: %w", p, err)
+		}
+	}
+	if err := h.nl.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	return nil
+}
+
+// RemoveBridge removes the bridge, unless it is not ours.
+func (h *Host) RemoveBridge(b Bridge) error { return h.removeLink(b.Name, b.Owner) }
+
+// A Veth is the pair of links between a container and its bridge.
+type Veth struct {
+	// Host is the end on the bridge; Peer is the one the container gets.
+	Host, Peer string
+	Owner      string
+	Bridge     string
+	// MTU in bytes, of both ends.
+	MTU int
+	MAC net.HardwareAddr // of Peer
+	// Isolated forbids frames between this port and other isolated ones.
+	Isolated bool
+}
+
+// EnsureVeth makes the pair with its host end up on the bridge. Peer stays in
+// the host's namespace; the engine moves it.
+func (h *Host) EnsureVeth(v Veth) error {
+	l, err := h.ours(v.Host, v.Owner)
+	if err == nil && l == nil {
+		l, err = h.makeVeth(v)
+	}
+	if err == nil {
+		err = h.plug(l, v)
+	}
+	if err != nil {
+		return fmt.Errorf("link: veth %s: %w", v.Host, err)
+	}
+	return nil
+}
+
+func (h *Host) makeVeth(v Veth) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = v.Host
+	attrs.MTU = v.MTU
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = v.Peer, v.MAC, uint32(v.MTU)
+	if err := h.nl.LinkAdd(veth); err != nil {
+		return nil, fmt.Errorf("create: %w", err)
+	}
+	l, err := h.byName(v.Host)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.nl.LinkSetAlias(l, Mark(v.Owner)); err != nil {
+		return nil, fmt.Errorf("mark: %w", err)
+	}
+	return l, nil
+}
+
+// plug makes the host end a working port of the bridge.
+func (h *Host) plug(l netlink.Link, v Veth) error {
+	bridge, err := h.byName(v.Bridge)
+	if err != nil {
+		return err
+	}
+	if l.Attrs().MasterIndex != bridge.Attrs().Index {
+		if err := h.nl.LinkSetMaster(l, bridge); err != nil {
+			return fmt.Errorf("join bridge %s: %w", v.Bridge, err)
+		}
+	}
+	// With bridge-nf-call-iptables, a container's connection to its own
+	// external address comes back through the port it came from
+	// (measured: without hairpin mode it times out).
+	if err := h.nl.LinkSetHairpin(l, true); err != nil {
+		return fmt.Errorf("set hairpin mode: %w", err)
+	}
+	if v.Isolated {
+		if err := h.nl.LinkSetIsolated(l, true); err != nil {
+			return fmt.Errorf("isolate port: %w", err)
+		}
+	}
+	if err := h.disableIPv6(v.Host, nil); err != nil {
+		return err
+	}
+	if err := h.nl.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	return nil
+}
+
+// RemoveVeth removes the pair, wherever its other end is.
+func (h *Host) RemoveVeth(v Veth) error { return h.removeLink(v.Host, v.Owner) }
+
+// NameLength is how much of an id is part of an interface name: with "xip-"
+// before it, MaxName bytes.
+const nameLength = MaxName - len("xip-")
+
+// BridgeName is the name of a network's bridge where none is asked for.
+func BridgeName(network string) string { return "xip-" + cut(network, nameLength) }
+
+// VethNames are the names of an endpoint's pair: the host's end and the container's.
+func VethNames(endpoint string) (host, peer string) {
+	id := cut(endpoint, nameLength)
+	return "xip" + id, "xic" + id
+}
+
+func cut(id string, n int) string { return id[:min(len(id), n)] }
+
+// MAC is a locally administered address made from the first IPv4 address, so
+// that who takes the address over looks the same to its neighbours; nil if
+// there is none.
+func MAC(addrs []netip.Prefix) net.HardwareAddr {
+	for _, p := range addrs {
+		if p.Addr().Is4() {
+			a := p.Addr().As4()
+			return net.HardwareAddr{0x02, 0x42, a[0], a[1], a[2], a[3]}
+		}
+	}
+	return nil
+}
+
+// ours returns the link of that name, nil if there is none, ErrNotOurs if it
+// lacks the owner's mark. A link in its first instants has no mark yet, but a
+// name that nobody else makes.
+func (h *Host) ours(name, owner string) (netlink.Link, error) {
+	l, err := h.byName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	host, _ := VethNames(owner)
+	unmarked := l.Attrs().Alias == "" && (name == BridgeName(owner) || name == host)
+	if l.Attrs().Alias != Mark(owner) && !unmarked {
+		return nil, fmt.Errorf("an interface %s %w", name, ErrNotOurs)
+	}
+	if unmarked {
+		if err := h.nl.LinkSetAlias(l, Mark(owner)); err != nil {
+			return nil, fmt.Errorf("mark: %w", err)
+		}
+	}
+	return l, nil
+}
+
+func (h *Host) byName(name string) (netlink.Link, error) {
+	l, err := h.nl.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	return l, nil
+}
+
+func (h *Host) removeLink(name, owner string) error {
+	l, err := h.ours(name, owner)
+	if errors.Is(err, ErrNotOurs) {
+		return nil
+	}
+	if err == nil && l != nil {
+		err = h.nl.LinkDel(l)
+	}
+	// Its namespace may have taken it away between the two calls.
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("link: remove %s: %w", name, err)
+	}
+	return nil
+}
+
+// disableIPv6 keeps the kernel from giving a link that has no IPv6 address of
+// ours a link-local one, by which containers could reach the host.
+func (h *Host) disableIPv6(name string, addrs []netip.Prefix) error {
+	for _, p := range addrs {
+		if p.Addr().Is6() {
+			return nil
+		}
+	}
+	err := h.sysctl("ipv6/conf/"+name+"/disable_ipv6", "1")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // a kernel without IPv6
+	}
+	return err
+}
+
+// EnableForwarding lets the host route IPv4 and tells whether it did not before.
+func (h *Host) EnableForwarding() (changed bool, err error) {
+	const key = "ipv4/ip_forward"
+	b, err := os.ReadFile(filepath.Join(h.sysctls, key))
+	if err != nil {
+		return false, fmt.Errorf("link: read sysctl: %w", err)
+	}
+	if strings.TrimSpace(string(b)) == "1" {
+		return false, nil
+	}
+	return true, h.sysctl(key, "1")
+}
+
+// sysctl writes a setting, unless it has the value already: an unneeded write
+// fails where /proc/sys is mounted read-only.
+func (h *Host) sysctl(key, value string) error {
+	path := filepath.Join(h.sysctls, key)
+	if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == value {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
+		return fmt.Errorf("link: set sysctl %s=%s: %w", key, value, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
