@@ -65,6 +65,9 @@ type Network struct {
 	// ICC lets the network's containers talk to each other directly.
 	ICC      bool
 	Internal bool
+	// Leaving: the engine has deleted it; something in the kernel would not
+	// go yet.
+	Leaving bool `json:",omitempty"`
 }
 
 // State is how far an endpoint has come. A record always covers at least what

@@ -1,0 +1,188 @@
+// Package driver answers libnetwork's calls: it turns a network or an endpoint
+// into records and into the steps that make the kernel follow them. It is where
+// the other packages meet; nothing else decides in which order things happen.
+package driver
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+
+	api "github.com/docker/go-plugins-helpers/network"
+	"github.com/sirupsen/logrus"
+
+	"github.com/extip/extip/nat"
+	"github.com/extip/extip/pool"
+	"github.com/extip/extip/store"
+)
+
+// Defaults hold for networks that name no value of their own.
+type Defaults struct {
+	// Parent is an interface name; empty means that of the default route.
+	Parent string
+	Pool   pool.Pool
+}
+
+// Driver implements api.Driver. Calls about one endpoint wait for each other;
+// calls about different endpoints don't.
+type Driver struct {
+	kernel   Kernel
+	store    *store.Store
+	defaults Defaults
+	log      logrus.FieldLogger
+
+	// mu guards the maps and the networks' cursors, and is never held while
+	// the kernel or the store works. Locks are taken in the order network,
+	// endpoint, mu.
+	mu        sync.Mutex
+	networks  map[string]*network
+	endpoints map[string]*endpoint
+}
+
+// network is a record in memory. Calls about the network itself hold mu for
+// writing, calls about its endpoints for reading.
+type network struct {
+	mu  sync.RWMutex
+	rec store.Network
+	// known is false before the record is written and after it is deleted.
+	known bool
+	// cursor is the pool's address that was handed out last.
+	cursor netip.Addr
+	// gateways of the host's routes must never be external addresses.
+	gateways []netip.Addr
+}
+
+// endpoint is a record in memory.
+type endpoint struct {
+	mu    sync.Mutex
+	rec   store.Endpoint
+	known bool
+}
+
+// New returns a Driver with what the store remembers. Call Restore before it
+// serves.
+func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*Driver, error) {
+	d := &Driver{
+		kernel: k, store: s, defaults: defaults, log: log,
+		networks: map[string]*network{}, endpoints: map[string]*endpoint{},
+	}
+	networks, err := s.Networks()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range networks {
+		d.networks[n.ID] = &network{rec: n, known: true}
+	}
+	endpoints, err := s.Endpoints()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range endpoints {
+		d.endpoints[e.ID] = &endpoint{rec: e, known: true}
+	}
+	return d, nil
+}
+
+// enter finds a network and keeps it from being changed until its mu is
+// unlocked for reading.
+func (d *Driver) enter(id string) (*network, error) {
+	d.mu.Lock()
+	n := d.networks[id]
+	d.mu.Unlock()
+	if n != nil {
+		n.mu.RLock()
+		if n.known {
+			return n, nil
+		}
+		n.mu.RUnlock()
+	}
+	return nil, fmt.Errorf("unknown network %s", short(id))
+}
+
+// lockEndpoint finds an endpoint and locks it; nil if it is unknown.
+func (d *Driver) lockEndpoint(id string) *endpoint {
+	d.mu.Lock()
+	e := d.endpoints[id]
+	d.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	e.mu.Lock()
+	if !e.known {
+		e.mu.Unlock()
+		return nil
+	}
+	return e
+}
+
+// endpointsOf returns the endpoints of a network.
+func (d *Driver) endpointsOf(id string) []*endpoint {
+	d.mu.Lock()
+	all := make([]*endpoint, 0, len(d.endpoints))
+	for _, e := range d.endpoints {
+		all = append(all, e)
+	}
+	d.mu.Unlock()
+	var list []*endpoint
+	for _, e := range all {
+		e.mu.Lock()
+		if e.known && e.rec.Network == id {
+			list = append(list, e)
+		}
+		e.mu.Unlock()
+	}
+	return list
+}
+
+// short is the form of an id that docker's own listings use. Swarm's ids, and
+// those of tests, may be shorter than that.
+func short(id string) string { return id[:min(len(id), 12)] }
+
+// natNetwork is a network as the NAT rules know it.
+func natNetwork(n store.Network) nat.Network {
+	out := nat.Network{ID: short(n.ID), Bridge: n.Bridge, Parent: n.Parent, Internal: n.Internal}
+	for _, g := range n.Gateways {
+		out.Subnets = append(out.Subnets, g.Masked())
+	}
+	return out
+}
+
+// mappings are an endpoint as the NAT rules know it: each external address
+// leads to the internal one of its family, and the first leads out.
+func mappings(e store.Endpoint) []nat.Mapping {
+	var out []nat.Mapping
+	for _, in := range e.Addresses {
+		egress := e.Egress == store.EgressExternal
+		for _, ext := range e.External {
+			if ext.Is4() != in.Addr().Is4() {
+				continue
+			}
+			out = append(out, nat.Mapping{
+				Endpoint: short(e.ID), External: ext, Internal: in.Addr(),
+				Gateway: e.Source == store.SourceGateway, Egress: egress,
+			})
+			egress = false
+		}
+	}
+	return out
+}
+
+// GetCapabilities must never fail: the engine would not ask again until it is
+// restarted.
+func (d *Driver) GetCapabilities() (*api.CapabilitiesResponse, error) {
+	return &api.CapabilitiesResponse{Scope: api.LocalScope, ConnectivityScope: api.LocalScope}, nil
+}
+
+// AllocateNetwork is only sent to drivers of global scope; the options pass unchanged.
+func (d *Driver) AllocateNetwork(r *api.AllocateNetworkRequest) (*api.AllocateNetworkResponse, error) {
+	return &api.AllocateNetworkResponse{Options: r.Options}, nil
+}
+
+// FreeNetwork undoes AllocateNetwork.
+func (d *Driver) FreeNetwork(*api.FreeNetworkRequest) error { return nil }
+
+// DiscoverNew tells of a swarm node; addresses of this host don't depend on it.
+func (d *Driver) DiscoverNew(*api.DiscoveryNotification) error { return nil }
+
+// DiscoverDelete undoes DiscoverNew.
+func (d *Driver) DiscoverDelete(*api.DiscoveryNotification) error { return nil }

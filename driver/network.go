@@ -1,0 +1,263 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	api "github.com/docker/go-plugins-helpers/network"
+
+	"github.com/extip/extip/link"
+	"github.com/extip/extip/store"
+)
+
+// networkSteps is what a network needs in the kernel, in order: nothing must
+// be forwarded to or from the bridge before the rules that say what may be.
+func (d *Driver) networkSteps(n store.Network) []step {
+	bridge := link.Bridge{Name: n.Bridge, Owner: short(n.ID), Addresses: n.Gateways, MTU: n.MTU}
+	return []step{
+		{name: "enable forwarding", do: func() error {
+			changed, err := d.kernel.EnableForwarding()
+			if changed && err == nil {
+				d.log.Warn("net.ipv4.ip_forward was off; it is on now, and stays on")
+			}
+			return err
+		}},
+		{
+			name: "rules of the network",
+			do:   func() error { return d.kernel.NAT.AddNetwork(natNetwork(n)) },
+			undo: func() error { return d.kernel.NAT.RemoveNetwork(natNetwork(n)) },
+		},
+		{
+			name: "bridge",
+			do:   func() error { return d.kernel.EnsureBridge(bridge) },
+			undo: func() error { return d.kernel.RemoveBridge(bridge) },
+		},
+	}
+}
+
+// CreateNetwork records a network and makes its bridge. A network that is
+// known already is replaced: swarm creates the same one again after a crash of
+// the engine, and deletes nothing before.
+func (d *Driver) CreateNetwork(r *api.CreateNetworkRequest) error {
+	rec, err := d.networkRecord(r)
+	if err != nil {
+		return err
+	}
+	n := d.lockNewNetwork(rec.ID)
+	defer n.mu.Unlock()
+	if n.known {
+		if err := d.removeNetwork(n); err != nil {
+			return fmt.Errorf("replace the network of the same id: %w", err)
+		}
+		d.mu.Lock()
+		d.networks[rec.ID] = n
+		d.mu.Unlock()
+	}
+	err = d.addNetwork(n, rec)
+	if !n.known {
+		d.forgetNetwork(rec.ID, n)
+	}
+	return err
+}
+
+// lockNewNetwork returns the network of that id, made if there is none, locked.
+func (d *Driver) lockNewNetwork(id string) *network {
+	for {
+		d.mu.Lock()
+		n := d.networks[id]
+		if n == nil {
+			n = &network{}
+			d.networks[id] = n
+		}
+		d.mu.Unlock()
+		n.mu.Lock()
+		d.mu.Lock()
+		current := d.networks[id] == n
+		d.mu.Unlock()
+		if current {
+			return n
+		}
+		n.mu.Unlock() // another call has just deleted it
+	}
+}
+
+// addNetwork records a network and does its steps; n.mu is held.
+func (d *Driver) addNetwork(n *network, rec store.Network) error {
+	gateways, err := d.kernel.Gateways()
+	if err != nil {
+		return err
+	}
+	if err := d.store.PutNetwork(rec); err != nil {
+		return err
+	}
+	n.rec, n.known, n.gateways = rec, true, gateways
+	if err := up(d.networkSteps(rec)); err != nil {
+		if errors.Is(err, link.ErrNotOurs) {
+			err = fmt.Errorf("com.docker.network.bridge.name=%s: %w", rec.Bridge, err)
+		}
+		return errors.Join(err, d.removeNetwork(n))
+	}
+	return nil
+}
+
+// DeleteNetwork removes a network with whatever endpoints it has left.
+func (d *Driver) DeleteNetwork(r *api.DeleteNetworkRequest) error {
+	d.mu.Lock()
+	n := d.networks[r.NetworkID]
+	d.mu.Unlock()
+	if n == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.known {
+		return nil
+	}
+	return d.removeNetwork(n)
+}
+
+// removeNetwork takes a network away, endpoints first; n.mu is held. What
+// would not go stays on record as leaving: the engine, which doesn't listen
+// to errors here, will not ask again.
+func (d *Driver) removeNetwork(n *network) error {
+	var errs []error
+	for _, e := range d.endpointsOf(n.rec.ID) {
+		e.mu.Lock()
+		if e.known {
+			errs = append(errs, d.removeEndpoint(n, e))
+		}
+		e.mu.Unlock()
+	}
+	errs = append(errs, down(d.networkSteps(n.rec)))
+	if err := errors.Join(errs...); err != nil {
+		n.rec.Leaving = true
+		return errors.Join(err, d.store.PutNetwork(n.rec))
+	}
+	if err := d.store.DeleteNetwork(n.rec.ID); err != nil {
+		return err
+	}
+	d.forgetNetwork(n.rec.ID, n)
+	return nil
+}
+
+func (d *Driver) forgetNetwork(id string, n *network) {
+	n.known = false
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.networks[id] == n {
+		delete(d.networks, id)
+	}
+}
+
+// networkRecord makes a record of what the engine asks for, or says what is
+// wrong with it. Nothing is changed yet.
+func (d *Driver) networkRecord(r *api.CreateNetworkRequest) (store.Network, error) {
+	given, _ := r.Options["com.docker.network.generic"].(map[string]any)
+	o, ignored, err := decodeNetwork(given)
+	if err != nil {
+		return store.Network{}, err
+	}
+	if len(ignored) > 0 {
+		d.log.WithField("network", short(r.NetworkID)).Warnf("options without effect here: %v", ignored)
+	}
+	internal, _ := r.Options["com.docker.network.internal"].(bool)
+	n := store.Network{
+		ID: r.NetworkID, Bridge: o.bridge, Parent: o.parent, MTU: o.mtu, Pool: o.pool,
+		Auto: o.auto, Source: o.source, Egress: o.egress, ICC: o.icc, Internal: internal,
+	}
+	switch {
+	case internal && !n.Pool.Empty():
+		return n, fmt.Errorf("extip.pool=%s: an --internal network has no external addresses", n.Pool)
+	case !internal && n.Pool.Empty():
+		n.Pool = d.defaults.Pool
+	}
+	if n.Bridge == "" {
+		n.Bridge = link.BridgeName(n.ID)
+	}
+	if n.Gateways, err = d.gateways(r); err != nil {
+		return n, err
+	}
+	for _, g := range n.Gateways {
+		if n.Pool.Overlaps(g) {
+			return n, fmt.Errorf("extip.pool=%s: it has addresses inside the container subnet %s", n.Pool, g.Masked())
+		}
+	}
+	if err := d.chooseParent(&n); err != nil {
+		return n, err
+	}
+	return n, d.bridgeIsFree(n)
+}
+
+// gateways reads the bridge's own addresses from the engine's address data.
+func (d *Driver) gateways(r *api.CreateNetworkRequest) ([]netip.Prefix, error) {
+	if len(r.IPv6Data) > 0 {
+		return nil, errors.New("--ipv6: IPv6 is not supported yet")
+	}
+	if len(r.IPv4Data) != 1 {
+		return nil, fmt.Errorf("--subnet: there must be one IPv4 subnet, not %d", len(r.IPv4Data))
+	}
+	data := r.IPv4Data[0]
+	subnet, err := netip.ParsePrefix(data.Pool)
+	if err != nil || subnet.Bits() == 0 {
+		return nil, fmt.Errorf("--subnet: a network needs a subnet of its own, not %q", data.Pool)
+	}
+	gateway, err := netip.ParsePrefix(data.Gateway)
+	if err != nil {
+		return nil, fmt.Errorf("--gateway: %q is no address of the subnet %s", data.Gateway, subnet)
+	}
+	return []netip.Prefix{netip.PrefixFrom(gateway.Addr(), subnet.Bits())}, nil
+}
+
+// chooseParent fills in the parent, and the MTU that comes with it.
+func (d *Driver) chooseParent(n *store.Network) (err error) {
+	if n.Parent == "" {
+		n.Parent = d.defaults.Parent
+	}
+	if n.Parent == "" {
+		if n.Parent, err = d.kernel.DefaultParent(); err != nil {
+			return fmt.Errorf("extip.parent is not given, and there is no default: %w", err)
+		}
+	}
+	mtu, err := d.kernel.MTU(n.Parent)
+	if err != nil {
+		return fmt.Errorf("extip.parent=%s: %w", n.Parent, err)
+	}
+	if n.MTU == 0 {
+		n.MTU = mtu
+	}
+	return nil
+}
+
+// bridgeIsFree refuses a bridge, or a subnet, that another network has.
+func (d *Driver) bridgeIsFree(n store.Network) error {
+	for _, other := range d.networkRecords() {
+		if other.ID == n.ID {
+			continue
+		}
+		if other.Bridge == n.Bridge {
+			return fmt.Errorf("com.docker.network.bridge.name=%s: it is the bridge of network %s", n.Bridge, short(other.ID))
+		}
+		for _, a := range other.Gateways {
+			for _, b := range n.Gateways {
+				if a.Overlaps(b) {
+					return fmt.Errorf("--subnet %s overlaps %s of network %s", b.Masked(), a.Masked(), short(other.ID))
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// networkRecords is a copy of all networks' records.
+func (d *Driver) networkRecords() []store.Network {
+	var records []store.Network
+	for _, n := range d.networkList() {
+		n.mu.RLock()
+		if n.known {
+			records = append(records, n.rec)
+		}
+		n.mu.RUnlock()
+	}
+	return records
+}
