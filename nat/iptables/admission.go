@@ -1,0 +1,74 @@
+package iptables
+
+import (
+	"github.com/extip/extip/nat"
+)
+
+// Admission lets the networks' traffic pass an iptables FORWARD chain that
+// drops by default, as Docker leaves it. It is a part of Backend, and on its
+// own the companion of a backend that translates by other means. Its rules
+// only accept; keeping out what must not pass is the backend's work.
+//
+// The rules are few per network and none per mapping. Its methods may not be
+// called concurrently.
+type Admission struct {
+	tools tools
+}
+
+// NewAdmission is New for the filter table alone.
+func NewAdmission(path string) (*Admission, error) {
+	t, err := find(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Admission{tools: t}, nil
+}
+
+// Sync makes the kernel admit the traffic of exactly these networks; with
+// none, nothing of ours stays. It returns one line per thing repaired.
+func (a *Admission) Sync(networks []nat.Network) (repaired []string, err error) {
+	return syncFamilies(func(f family) ([]string, error) {
+		m := newModel(f)
+		for _, n := range networks {
+			if err := checkNetwork(n); err != nil {
+				return nil, err
+			}
+			m.put(nat.State{Networks: []nat.Network{n}})
+		}
+		return a.tools.of(f).converge(m.active(), admission(m.sorted()))
+	})
+}
+
+// admission is the filter table for the networks, which have a subnet of the
+// family in question.
+func admission(networks []nat.Network) table {
+	t := table{name: tableFilter, prefix: chainForward}
+	if len(networks) > 0 {
+		t.chains = map[string][]string{chainForward: forwardRules(networks)}
+		t.jumps = forwardJumps()
+	}
+	return t
+}
+
+// forwardJumps leave DOCKER-USER's place to the administrator, who expects to
+// be asked first, and come before rejects of the others.
+func forwardJumps() []jump {
+	return []jump{{from: "FORWARD", to: chainForward, first: true, after: "DOCKER-USER"}}
+}
+
+func forwardRules(networks []nat.Network) []string {
+	var rules []string
+	for _, n := range networks {
+		by, in, out := owned(n.ID), "-i "+n.Bridge, "-o "+n.Bridge
+		if !n.Internal {
+			rules = append(rules,
+				rule(out+" -m conntrack --ctstate RELATED,ESTABLISHED", by, "ACCEPT"),
+				rule(out+" "+wasMapped, by, "ACCEPT"),
+				// Not whatever comes from the bridge: that would
+				// open the containers of Docker's own networks.
+				rule(in+" -o "+n.Parent, by, "ACCEPT"))
+		}
+		rules = append(rules, rule(in+" "+out, by, "ACCEPT"))
+	}
+	return rules
+}

@@ -1,0 +1,109 @@
+// Package iptables writes NAT by way of iptables, of either flavour, for
+// hosts whose kernel has no usable nf_tables. It keeps rules in chains of its
+// own, reached by jumps from the built-in ones, and changes them by rewriting
+// whole chains in one iptables-restore: a change is there at once or not at
+// all, and costs the same however many mappings there are.
+package iptables
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/extip/extip/nat"
+)
+
+// Backend is a nat.Backend. Make one with New.
+//
+// It keeps the rules' contents in memory and reads the kernel's only in Sync,
+// for the first network and after the last. A new Backend therefore starts
+// with Sync: what an earlier process left would otherwise go with the first
+// change.
+type Backend struct {
+	queue   sync.Mutex // guards waiting
+	waiting []*request
+
+	writing sync.Mutex // guards sides and the answers of requests
+	sides   [2]*side   // IPv4, IPv6
+}
+
+var _ nat.Backend = (*Backend)(nil)
+
+// New uses the iptables of that name or path, such as "iptables-legacy"; with
+// "" the one on PATH. The -save, -restore and ip6tables programs are found by
+// its name. It returns an error if they can't be used.
+func New(path string) (*Backend, error) {
+	t, err := find(path)
+	if err != nil {
+		return nil, err
+	}
+	b := &Backend{}
+	for i, f := range families() {
+		b.sides[i] = &side{tool: t.of(f), model: newModel(f)}
+	}
+	return b, nil
+}
+
+// AddNetwork implements nat.Backend.
+func (b *Backend) AddNetwork(n nat.Network) error {
+	if err := checkNetwork(n); err != nil {
+		return err
+	}
+	return b.do(&request{what: fmt.Sprintf("add network %q", n.ID), change: change{put: nat.State{Networks: []nat.Network{n}}}})
+}
+
+// RemoveNetwork implements nat.Backend. Only the network's ID counts.
+func (b *Backend) RemoveNetwork(n nat.Network) error {
+	return b.do(&request{what: fmt.Sprintf("remove network %q", n.ID), change: change{drop: nat.State{Networks: []nat.Network{n}}}})
+}
+
+// Add implements nat.Backend. Two mappings of one external address in a call
+// are an error.
+func (b *Backend) Add(ms ...nat.Mapping) error {
+	if _, err := checkMappings(ms); err != nil {
+		return err
+	}
+	var names []string
+	for _, m := range ms {
+		names = append(names, m.External.String())
+	}
+	return b.do(&request{what: fmt.Sprintf("add %q", strings.Join(names, " ")), change: change{put: nat.State{Mappings: ms}}})
+}
+
+// Remove implements nat.Backend. A mapping whose external address has moved
+// on, to another internal address or endpoint, counts as absent.
+func (b *Backend) Remove(ms ...nat.Mapping) error {
+	var rs []*request
+	for _, m := range ms {
+		rs = append(rs, &request{what: fmt.Sprintf("remove %q", m.External), change: change{drop: nat.State{Mappings: []nat.Mapping{m}}}})
+	}
+	return b.do(rs...)
+}
+
+// Sync implements nat.Backend. Networks and mappings that can't be written
+// are left out and reported as errors.
+func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
+	mappings, err := checkMappings(s.Mappings)
+	want, errs := nat.State{Mappings: mappings}, []error{err}
+	for _, n := range s.Networks {
+		if err := checkNetwork(n); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		want.Networks = append(want.Networks, n)
+	}
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	for _, side := range b.sides {
+		lines, err := side.reset(want)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("nat: sync: %w", err))
+		}
+		repaired = append(repaired, lines...)
+	}
+	return repaired, errors.Join(errs...)
+}
+
+// Close implements nat.Backend. There is nothing to close.
+func (b *Backend) Close() error { return nil }

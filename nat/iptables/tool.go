@@ -1,0 +1,149 @@
+package iptables
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
+)
+
+// A tool reads and writes the rules of one family.
+type tool struct {
+	family        family
+	save, restore string // paths of the programs
+	// run starts a program and returns what it printed.
+	run func(stdin, path string, args ...string) (string, error)
+}
+
+// tools is the tool of each family.
+type tools [2]tool
+
+func (t tools) of(f family) tool {
+	if f.v6 {
+		return t[1]
+	}
+	return t[0]
+}
+
+// find looks for the programs that belong to the iptables of that name or
+// path, "" being the one on PATH, and tries whether they can be used.
+func find(path string) (tools, error) {
+	if path == "" {
+		path = "iptables"
+	}
+	path, err := exec.LookPath(path)
+	if err != nil {
+		return tools{}, fmt.Errorf("nat: find iptables: %w", err)
+	}
+	dir, base := filepath.Split(path)
+	suffix, ok := strings.CutPrefix(base, "iptables")
+	if !ok {
+		return tools{}, fmt.Errorf("nat: find iptables: %q is not named iptables…", path)
+	}
+	ipt, err := goiptables.New(goiptables.Path(path))
+	if err != nil {
+		return tools{}, fmt.Errorf("nat: find iptables: %w", err)
+	}
+	// Since 1.8 there are two flavours, and iptables-restore waits for the lock.
+	if major, minor, patch := ipt.GetIptablesVersion(); major == 1 && minor < 8 {
+		return tools{}, fmt.Errorf("nat: find iptables: %s is version %d.%d.%d, need 1.8", path, major, minor, patch)
+	}
+	// Permission and kernel support are better missed now than at the first container.
+	if _, err := ipt.ListChains(tableNat); err != nil {
+		return tools{}, fmt.Errorf("nat: use iptables: %w", err)
+	}
+	var found tools
+	for i, f := range families() {
+		name := dir + "ip" + f.String() + "tables" + suffix
+		found[i] = tool{family: f, save: name + "-save", restore: name + "-restore", run: run}
+	}
+	return found, sameFlavour(path, found[0])
+}
+
+func families() [2]family { return [2]family{{v6: false}, {v6: true}} }
+
+// sameFlavour refuses an iptables whose companions write into the other of
+// the kernel's two rule engines.
+func sameFlavour(path string, t tool) error {
+	var flavour string
+	for i, program := range []string{path, t.save, t.restore} {
+		version, err := run("", program, "--version")
+		if err != nil {
+			return fmt.Errorf("nat: find iptables: %w", err)
+		}
+		_, after, _ := strings.Cut(strings.TrimSpace(version), "(")
+		if i > 0 && after != flavour {
+			return fmt.Errorf("nat: find iptables: %s and %s differ in flavour: %s and %s", path, program, flavour, after)
+		}
+		flavour = after
+	}
+	return nil
+}
+
+func run(stdin, path string, args ...string) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(path, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", filepath.Base(path), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// lockWait is how long another program may hold the lock of
+// iptables-legacy, in seconds. A large save takes a tenth of one.
+const lockWait = "10"
+
+// write changes rules as b says, per table all or nothing.
+func (t tool) write(b *batch) error {
+	text := b.String()
+	if text == "" {
+		return nil
+	}
+	_, err := t.run(text, t.restore, "--noflush", "--wait="+lockWait)
+	return err
+}
+
+// converge reads the rules, makes the tables hold what they should, and
+// returns a line for each thing that was wrong. If needed is false, an unusable
+// family is no error: where rules can't be read there are none.
+func (t tool) converge(needed bool, want ...table) ([]string, error) {
+	// All tables in one go: naming one would load it into the kernel.
+	text, err := t.run("", t.save)
+	if err != nil && !needed {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	have := parse(text)
+	var repaired []string
+	var b batch
+	for _, w := range want {
+		repaired = append(repaired, w.repair(have[w.name], &b)...)
+	}
+	if t.family.v6 {
+		for i := range repaired {
+			repaired[i] = "IPv6 " + repaired[i]
+		}
+	}
+	if err := t.write(&b); err != nil {
+		return nil, err
+	}
+	return repaired, nil
+}
+
+// syncFamilies runs sync for each family; one's error does not stop the other.
+func syncFamilies(sync func(family) ([]string, error)) (repaired []string, err error) {
+	var errs []error
+	for _, f := range families() {
+		lines, err := sync(f)
+		repaired = append(repaired, lines...)
+		errs = append(errs, err)
+	}
+	return repaired, errors.Join(errs...)
+}
