@@ -301,8 +301,8 @@ func TestNetworkRefusals(t *testing.T) {
 		"com.docker.network.driver.mtu=9: allowed are 68 to 65535":                       request(nil, "com.docker.network.driver.mtu", "9"),
 		"com.docker.network.bridge.name=a b: no interface":                               request(nil, "com.docker.network.bridge.name", "a b"),
 		"com.docker.network.bridge.name=br-web: it is the bridge of":                     request(nil, "com.docker.network.bridge.name", "br-web"),
-		"unknown option extip.parrent; for a network there are: extip.auto, extip.egres": request(nil, "extip.parrent", "br-ex"),
-		"extip.address is an option of a endpoint, not of a network":                     request(nil, "extip.address", "203.0.113.9"),
+		"unknown option extip.parrent; on a network there are: extip.auto, extip.egress": request(nil, "extip.parrent", "br-ex"),
+		"extip.address can be set on: endpoint; on a network there are: ":                request(nil, "extip.address", "203.0.113.9"),
 		"IPv6 is not supported yet": request(func(r *api.CreateNetworkRequest) {
 			r.IPv6Data = []*api.IPAMData{{Pool: "2001:db8::/64", Gateway: "2001:db8::1/64"}}
 		}),

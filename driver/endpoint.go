@@ -57,7 +57,7 @@ func (d *Driver) publication(n store.Network, e store.Endpoint) []step {
 				return d.kernel.NAT.Remove(maps...)
 			},
 		},
-		{name: "flows from before", do: forget},
+		{name: "flows from before", do: forget, once: true},
 	}
 	for _, a := range e.External {
 		steps = append(steps,

@@ -213,9 +213,9 @@ func decode(given map[string]any, where string, setterOf func(Option) func(strin
 				return nil, fmt.Errorf("%s=%s: %w", name, value, err)
 			}
 		case strings.HasPrefix(name, prefix) && elsewhere[name] != "":
-			return nil, fmt.Errorf("%s is an option of a %s, not of a %s; here there are: %s", name, elsewhere[name], where, ours(setters))
+			return nil, fmt.Errorf("%s can be set on: %s; on a %s there are: %s", name, elsewhere[name], where, ours(setters))
 		case strings.HasPrefix(name, prefix):
-			return nil, fmt.Errorf("unknown option %s; for a %s there are: %s", name, where, ours(setters))
+			return nil, fmt.Errorf("unknown option %s; on a %s there are: %s", name, where, ours(setters))
 		default:
 			ignored = append(ignored, key)
 		}

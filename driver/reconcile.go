@@ -28,12 +28,12 @@ func (d *Driver) Restore() error {
 		n.mu.Lock()
 		if n.known {
 			n.gateways, err = d.kernel.Gateways()
-			errs = append(errs, err, up(d.networkSteps(n.rec)))
+			errs = append(errs, err, again(d.networkSteps(n.rec)))
 		}
 		n.mu.Unlock()
 	}
 	errs = append(errs, d.eachPublished(func(n *network, e *endpoint) error {
-		return up(d.publication(n.rec, e.rec))
+		return again(d.publication(n.rec, e.rec))
 	}))
 	return errors.Join(errs...)
 }

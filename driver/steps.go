@@ -14,6 +14,9 @@ import (
 type step struct {
 	name     string
 	do, undo func() error
+	// once steps are for setting up, not for repairing: they would harm
+	// what goes on already.
+	once bool
 }
 
 // up does the steps in order and stops at the first error. The caller then
@@ -28,6 +31,21 @@ func up(steps []step) error {
 		}
 	}
 	return nil
+}
+
+// again repairs: it does the steps in order, except those for once. One
+// that fails undoes nothing and keeps no later one from being tried.
+func again(steps []step) error {
+	var errs []error
+	for _, s := range steps {
+		if s.do == nil || s.once {
+			continue
+		}
+		if err := s.do(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // down undoes the steps in reverse order. It never stops and returns all errors.

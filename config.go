@@ -1,0 +1,78 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// config is what extip serve is told by flags and environment.
+type config struct {
+	pluginSocket, state string
+	parent, pool        string
+	logLevel, logFormat string
+}
+
+func serveCommand() *cobra.Command {
+	var c config
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the plugin",
+		Long: `Run the plugin: answer the Docker engine on a socket, as root, beside it.
+
+Every flag has an environment twin, EXTIP_ and the flag's name in capitals with
+underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := environment(cmd.Flags()); err != nil {
+				return err
+			}
+			return serve(cmd.Context(), c)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.pluginSocket, "plugin-socket", "/run/docker/plugins/extip.sock", "socket for the engine, made with mode 0600")
+	f.StringVar(&c.state, "state", "/var/lib/extip/extip.db", "file that remembers networks, endpoints and addresses")
+	f.StringVar(&c.parent, "parent", "", "host interface for networks that name none (default: that of the default route)")
+	f.StringVar(&c.pool, "pool", "", "external addresses for networks that name none: addresses, first-last ranges, CIDRs")
+	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warning or error")
+	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
+	return cmd
+}
+
+// environment sets the flags that were not given from their twins.
+func environment(flags *pflag.FlagSet) error {
+	var err error
+	flags.VisitAll(func(f *pflag.Flag) {
+		twin := "EXTIP_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if value, ok := os.LookupEnv(twin); ok && !f.Changed && err == nil {
+			if err = flags.Set(f.Name, value); err != nil {
+				err = fmt.Errorf("%s=%s: %w", twin, value, err)
+			}
+		}
+	})
+	return err
+}
+
+// logger writes to standard error, where systemd and the engine read it.
+func (c config) logger() (*logrus.Logger, error) {
+	log := logrus.New()
+	level, err := logrus.ParseLevel(c.logLevel)
+	if err != nil {
+		return nil, fmt.Errorf("--log-level=%s: allowed are debug, info, warning and error", c.logLevel)
+	}
+	log.SetLevel(level)
+	switch c.logFormat {
+	case "text":
+		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true})
+	case "json":
+		log.SetFormatter(&logrus.JSONFormatter{})
+	default:
+		return nil, fmt.Errorf("--log-format=%s: allowed are text and json", c.logFormat)
+	}
+	return log, nil
+}

@@ -1,0 +1,125 @@
+// Command extip is a Docker network plugin that gives containers external IP
+// addresses. This file joins the packages and holds no logic of its own.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/extip/extip/announce"
+	"github.com/extip/extip/driver"
+	"github.com/extip/extip/link"
+	"github.com/extip/extip/nat/iptables"
+	"github.com/extip/extip/pool"
+	"github.com/extip/extip/store"
+)
+
+// version is set by the build, from git.
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "extip:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "extip",
+		Short:         "External IP addresses for Docker containers",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(serveCommand(), &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { cmd.Println(version) },
+	})
+	root.SetOut(os.Stdout)
+	return root
+}
+
+// serve runs the plugin until ctx ends.
+func serve(ctx context.Context, c config) (rerr error) {
+	log, err := c.logger()
+	if err != nil {
+		return err
+	}
+	defaults := driver.Defaults{Parent: c.parent}
+	if defaults.Pool, err = pool.Parse(c.pool); err != nil {
+		return fmt.Errorf("--pool=%s: %w", c.pool, err)
+	}
+	// The store's lock comes first: it tells a second plugin apart from a
+	// left-over socket.
+	records, err := store.Open(c.state)
+	if err != nil {
+		return err
+	}
+	defer func() { rerr = errors.Join(rerr, records.Close()) }()
+	kernel, err := open()
+	if err != nil {
+		return err
+	}
+	d, err := driver.New(kernel.Kernel, records, defaults, log)
+	if err != nil {
+		return err
+	}
+	// Bound before the kernel is made to match, served after: the engine's
+	// calls wait in the socket, while without one each would be retried for
+	// 15 seconds.
+	socket, err := driver.Listen(c.pluginSocket)
+	if err != nil {
+		return err
+	}
+	if err := d.Restore(); err != nil {
+		log.WithError(err).Error("not everything could be restored")
+	}
+	log.WithFields(logrus.Fields{"version": version, "socket": c.pluginSocket}).Info("serving")
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return driver.NewGuard(d, log).Serve(ctx, socket) })
+	group.Go(func() error { return kernel.announcer.Run(ctx) })
+	err = group.Wait()
+	log.Info("stopped; what is in the kernel stays")
+	return errors.Join(err, kernel.close())
+}
+
+// kernel is the driver's Kernel with what has to be run and closed of it.
+type kernel struct {
+	driver.Kernel
+	host      *link.Host
+	announcer *announce.Announcer
+}
+
+func open() (kernel, error) {
+	host, err := link.New("/proc/sys/net")
+	if err != nil {
+		return kernel{}, err
+	}
+	announcer, err := announce.New()
+	if err != nil {
+		return kernel{}, err
+	}
+	rules, err := iptables.New("")
+	if err != nil {
+		return kernel{}, err
+	}
+	return kernel{
+		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Announcer: announcer, NAT: rules},
+		host:   host, announcer: announcer,
+	}, nil
+}
+
+func (k kernel) close() error {
+	k.host.Close()
+	return errors.Join(k.NAT.Close(), k.announcer.Close())
+}
