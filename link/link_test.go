@@ -136,6 +136,7 @@ func TestIsolatedPortsDontTalk(t *testing.T) {
 				do(t, node, func() error { return h.EnsureVeth(v) })
 				node.Run("ip", "link", "set", v.Peer, "netns", c.NetNS, "name", "eth0", "up")
 				c.Run("ip", "addr", "add", fmt.Sprintf("172.31.0.%d/16", 2+i), "dev", "eth0")
+				node.AwaitPort(v.Host)
 				containers = append(containers, c)
 			}
 			if got := containers[0].Ping("172.31.0.3") > 0; got == isolated {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A Segment is an Ethernet segment: a switch with no address of its own.
@@ -47,6 +48,19 @@ func (s *Segment) Plug(n *Node, dev string, addrs ...string) {
 	s.sw.Run("ip", "link", "set", port, "master", "switch", "up")
 	n.Run("ip", "link", "set", dev, "up")
 	n.addAddrs(dev, addrs)
+	s.sw.AwaitPort(port)
+}
+
+// AwaitPort returns when a bridge's port forwards: the kernel tells the bridge
+// a while after the link is up, longer on a busy machine.
+func (n *Node) AwaitPort(port string) {
+	n.t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		if strings.Contains(n.quiet("bridge", "link", "show", "dev", port), "state forwarding") {
+			return
+		}
+	}
+	n.t.Fatalf("%s: port %s doesn't come up", n.Name, port)
 }
 
 func (n *Node) addAddrs(dev string, addrs []string) {
@@ -77,5 +91,6 @@ func (n *Node) Container(name, bridge, addr, gateway string) *Node {
 	c.Run("ip", "link", "set", "eth0", "up")
 	c.addAddrs("eth0", []string{addr})
 	c.Run("ip", "route", "add", "default", "via", gateway)
+	n.AwaitPort(port)
 	return c
 }
