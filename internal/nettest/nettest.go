@@ -43,9 +43,8 @@ func Main(m *testing.M) {
 	if os.Getenv(stateEnv) != "" {
 		os.Exit(m.Run())
 	}
-	if err := isolate(); err == nil {
-		return // not reached: isolate exits
-	} else if err := os.Setenv(stateEnv, err.Error()); err != nil {
+	failure := isolate() // exits unless it fails
+	if err := os.Setenv(stateEnv, failure.Error()); err != nil {
 		panic(err)
 	}
 	os.Exit(m.Run())

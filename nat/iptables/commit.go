@@ -62,8 +62,10 @@ func (b *Backend) write(rs ...*request) error {
 		return err
 	}
 	if _, err := b.sides[1].write(changes); err != nil {
-		_, uerr := b.sides[0].write(undo)
-		return errors.Join(err, uerr)
+		if _, uerr := b.sides[0].write(undo); uerr != nil {
+			err = fmt.Errorf("%w; then going back: %w", err, uerr)
+		}
+		return err
 	}
 	return nil
 }
@@ -109,8 +111,10 @@ func (s *side) write(changes []change) (undo []change, err error) {
 		s.model.apply(e)
 	}
 	// A table before the one that failed may have been written.
-	_, cerr := s.converge()
-	return nil, errors.Join(err, cerr)
+	if _, cerr := s.converge(); cerr != nil {
+		err = fmt.Errorf("%w; then going back: %w", err, cerr)
+	}
+	return nil, err
 }
 
 // shape tells which of the permanent chains and jumps there are.

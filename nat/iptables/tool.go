@@ -75,7 +75,7 @@ func sameFlavour(path string, t tool) error {
 		if err != nil {
 			return fmt.Errorf("nat: find iptables: %w", err)
 		}
-		_, after, _ := strings.Cut(strings.TrimSpace(version), "(")
+		_, after, _ := strings.Cut(strings.TrimRight(version, ")\n"), "(")
 		if i > 0 && after != flavour {
 			return fmt.Errorf("nat: find iptables: %s and %s differ in flavour: %s and %s", path, program, flavour, after)
 		}
