@@ -53,7 +53,7 @@ func (h *Host) EnsureAlias(parent string, a netip.Addr) error {
 // carry our label stays: the kernel compares it.
 func (h *Host) RemoveAlias(parent string, a netip.Addr) error {
 	l, err := h.byName(parent)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
+	if notFound(err) {
 		return nil
 	}
 	if err == nil {

@@ -30,8 +30,25 @@ const MaxName = unix.IFNAMSIZ - 1
 // markPrefix begins the ifalias of every link of ours; its owner follows.
 const markPrefix = "extip:"
 
-// Mark is the ifalias of a link that belongs to owner, a network or endpoint id.
-func Mark(owner string) string { return markPrefix + owner }
+// maxMark is the longest ifalias, in bytes: IFALIASZ-1 (linux/if.h).
+const maxMark = 255
+
+// Mark is the ifalias of a link that belongs to owner, a network or endpoint
+// id. The note goes with it, unless both are longer than an ifalias can be.
+func Mark(owner, note string) string {
+	mark := markPrefix + owner
+	if note != "" && len(mark)+1+len(note) <= maxMark {
+		mark += " " + note
+	}
+	return mark
+}
+
+// parseMark reads a Mark; ok is false if the ifalias is none.
+func parseMark(ifalias string) (owner, note string, ok bool) {
+	rest, ok := strings.CutPrefix(ifalias, markPrefix)
+	owner, note, _ = strings.Cut(rest, " ")
+	return owner, note, ok
+}
 
 // Host is the network namespace it was made in. Its methods may be called
 // concurrently.
@@ -56,8 +73,9 @@ func (h *Host) Close() { h.nl.Close() }
 
 // A Bridge connects the containers of one network.
 type Bridge struct {
-	Name  string
-	Owner string
+	Name string
+	// Owner is the network's id; Note is kept with it on the link.
+	Owner, Note string
 	// Addresses are the bridge's own, with the subnets' prefix lengths: the
 	// containers' gateways.
 	Addresses []netip.Prefix
@@ -71,6 +89,9 @@ func (h *Host) EnsureBridge(b Bridge) error {
 	l, err := h.ours(b.Name, b.Owner)
 	if err == nil && l == nil {
 		l, err = h.makeBridge(b)
+	}
+	if err == nil {
+		err = h.mark(l, b.Owner, b.Note)
 	}
 	if err == nil {
 		err = h.configureBridge(l, b)
@@ -103,8 +124,8 @@ func (h *Host) makeBridge(b Bridge) (netlink.Link, error) {
 		if l, err = h.byName(draft); err != nil {
 			return nil, err
 		}
-		if err := h.nl.LinkSetAlias(l, Mark(b.Owner)); err != nil {
-			return nil, fmt.Errorf("mark: %w", err)
+		if err := h.mark(l, b.Owner, b.Note); err != nil {
+			return nil, err
 		}
 	}
 	if draft != b.Name {
@@ -133,6 +154,17 @@ func (h *Host) configureBridge(l netlink.Link, b Bridge) error {
 	if err := h.nl.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
+	// The kernel makes the subnets' routes itself, but only once: it does
+	// not bring back one that somebody deleted.
+	for _, p := range b.Addresses {
+		route := &netlink.Route{
+			LinkIndex: l.Attrs().Index, Dst: ipNet(p.Masked()), Src: p.Addr().AsSlice(),
+			Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_KERNEL,
+		}
+		if err := h.nl.RouteReplace(route); err != nil {
+			return fmt.Errorf("route of %s: %w", p.Masked(), err)
+		}
+	}
 	return nil
 }
 
@@ -143,8 +175,9 @@ func (h *Host) RemoveBridge(b Bridge) error { return h.removeLink(b.Name, b.Owne
 type Veth struct {
 	// Host is the end on the bridge; Peer is the one the container gets.
 	Host, Peer string
-	Owner      string
-	Bridge     string
+	// Owner is the endpoint's id; Note is kept with it on the link.
+	Owner, Note string
+	Bridge      string
 	// MTU in bytes, of both ends.
 	MTU int
 	MAC net.HardwareAddr // of Peer
@@ -158,6 +191,9 @@ func (h *Host) EnsureVeth(v Veth) error {
 	l, err := h.ours(v.Host, v.Owner)
 	if err == nil && l == nil {
 		l, err = h.makeVeth(v)
+	}
+	if err == nil {
+		err = h.mark(l, v.Owner, v.Note)
 	}
 	if err == nil {
 		err = h.plug(l, v)
@@ -177,14 +213,7 @@ func (h *Host) makeVeth(v Veth) (netlink.Link, error) {
 	if err := h.nl.LinkAdd(veth); err != nil {
 		return nil, fmt.Errorf("create: %w", err)
 	}
-	l, err := h.byName(v.Host)
-	if err != nil {
-		return nil, err
-	}
-	if err := h.nl.LinkSetAlias(l, Mark(v.Owner)); err != nil {
-		return nil, fmt.Errorf("mark: %w", err)
-	}
-	return l, nil
+	return h.byName(v.Host)
 }
 
 // plug makes the host end a working port of the bridge.
@@ -254,23 +283,32 @@ func MAC(addrs []netip.Prefix) net.HardwareAddr {
 // name that nobody else makes.
 func (h *Host) ours(name, owner string) (netlink.Link, error) {
 	l, err := h.byName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
+	if notFound(err) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	marked, _, _ := parseMark(l.Attrs().Alias)
 	host, _ := VethNames(owner)
 	unmarked := l.Attrs().Alias == "" && (name == BridgeName(owner) || name == host)
-	if l.Attrs().Alias != Mark(owner) && !unmarked {
+	if marked != owner && !unmarked {
 		return nil, fmt.Errorf("an interface %s %w", name, ErrNotOurs)
 	}
-	if unmarked {
-		if err := h.nl.LinkSetAlias(l, Mark(owner)); err != nil {
-			return nil, fmt.Errorf("mark: %w", err)
-		}
-	}
 	return l, nil
+}
+
+// mark writes the mark of a link that lacks it.
+func (h *Host) mark(l netlink.Link, owner, note string) error {
+	mark := Mark(owner, note)
+	if l.Attrs().Alias == mark {
+		return nil
+	}
+	if err := h.nl.LinkSetAlias(l, mark); err != nil {
+		return fmt.Errorf("mark: %w", err)
+	}
+	l.Attrs().Alias = mark
+	return nil
 }
 
 func (h *Host) byName(name string) (netlink.Link, error) {

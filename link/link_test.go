@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/extip/extip/internal/nettest"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func TestMain(m *testing.M) { nettest.Main(m) }
@@ -39,7 +41,7 @@ func do(t *testing.T, node *nettest.Node, calls ...func() error) {
 
 var (
 	bridge = Bridge{
-		Name: "xip-0123456789a", Owner: "0123456789ab", MTU: 1450,
+		Name: "xip-0123456789a", Owner: "0123456789ab", Note: "parent=eth0", MTU: 1450,
 		Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.1/16")},
 	}
 	web = Veth{
@@ -69,6 +71,17 @@ func TestEnsureAndRemoveTwice(t *testing.T) {
 	}
 	if peer := node.Run("ip", "link", "show", "xice1"); !strings.Contains(peer, "mtu 1450") || !strings.Contains(peer, "02:42:ac:1f:00:02") {
 		t.Errorf("container's end: %s", peer)
+	}
+	survey, err := h.Survey()
+	want := Survey{
+		Links: map[string]Found{
+			"xip-0123456789a": {Owner: "0123456789ab", Note: "parent=eth0", IsBridge: true, Up: true, MTU: 1450, Addresses: bridge.Addresses},
+			"xipe1":           {Owner: "e1", Bridge: "xip-0123456789a", Up: true, MTU: 1450},
+		},
+		Aliases: map[netip.Addr]string{external: "eth0"},
+	}
+	if diff := cmp.Diff(want, survey, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" || err != nil {
+		t.Errorf("survey (-want +got), %v:\n%s", err, diff)
 	}
 	do(t, node, ensure...)
 	if again := node.Dump(); again != once {
