@@ -1,6 +1,9 @@
 package iptables
 
 import (
+	"errors"
+	"fmt"
+
 	"github.com/extip/extip/nat"
 )
 
@@ -26,17 +29,20 @@ func NewAdmission(path string) (*Admission, error) {
 
 // Sync makes the kernel admit the traffic of exactly these networks; with
 // none, nothing of ours stays. It returns one line per thing repaired.
+// Networks that can't be written are left out and reported as errors.
 func (a *Admission) Sync(networks []nat.Network) (repaired []string, err error) {
-	return syncFamilies(func(f family) ([]string, error) {
+	good, err := checkNetworks(networks)
+	errs := []error{err}
+	for _, f := range families() {
 		m := newModel(f)
-		for _, n := range networks {
-			if err := checkNetwork(n); err != nil {
-				return nil, err
-			}
-			m.put(nat.State{Networks: []nat.Network{n}})
+		m.put(nat.State{Networks: good})
+		lines, err := a.tools.of(f).converge(m.active(), admission(m.sorted()))
+		repaired = append(repaired, lines...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("nat: admit: %w", err))
 		}
-		return a.tools.of(f).converge(m.active(), admission(m.sorted()))
-	})
+	}
+	return repaired, errors.Join(errs...)
 }
 
 // admission is the filter table for the networks, which have a subnet of the

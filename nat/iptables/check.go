@@ -12,6 +12,20 @@ import (
 // What is checked here ends up in the input of iptables-restore, where a
 // space or a line break would start something else.
 
+// checkNetworks returns the networks that can be written, and an error for
+// the others.
+func checkNetworks(ns []nat.Network) (good []nat.Network, err error) {
+	var errs []error
+	for _, n := range ns {
+		if err := checkNetwork(n); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		good = append(good, n)
+	}
+	return good, errors.Join(errs...)
+}
+
 func checkNetwork(n nat.Network) error {
 	err := errors.Join(checkID(n.ID), checkInterface("bridge", n.Bridge))
 	if !n.Internal {

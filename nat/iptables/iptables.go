@@ -84,23 +84,17 @@ func (b *Backend) Remove(ms ...nat.Mapping) error {
 // Sync implements nat.Backend. Networks and mappings that can't be written
 // are left out and reported as errors.
 func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
-	mappings, err := checkMappings(s.Mappings)
-	want, errs := nat.State{Mappings: mappings}, []error{err}
-	for _, n := range s.Networks {
-		if err := checkNetwork(n); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		want.Networks = append(want.Networks, n)
-	}
+	networks, nerr := checkNetworks(s.Networks)
+	mappings, merr := checkMappings(s.Mappings)
+	want, errs := nat.State{Networks: networks, Mappings: mappings}, []error{nerr, merr}
 	b.writing.Lock()
 	defer b.writing.Unlock()
 	for _, side := range b.sides {
 		lines, err := side.reset(want)
+		repaired = append(repaired, lines...)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("nat: sync: %w", err))
 		}
-		repaired = append(repaired, lines...)
 	}
 	return repaired, errors.Join(errs...)
 }

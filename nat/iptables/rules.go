@@ -164,8 +164,8 @@ func isolateRules(networks []nat.Network) []string {
 			continue
 		}
 		rules = append(rules,
-			// Untracked packets aren't translated: they would leave
-			// with the container's own address.
+			// What belongs to no connection is not translated: it
+			// would leave with the container's own address.
 			rule(in+" -m conntrack --ctstate INVALID", by, "DROP"),
 			// Nobody reaches a container but by its external address.
 			rule("! "+in+" "+out+" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT", by, "DROP"))

@@ -2,7 +2,6 @@ package iptables
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -135,15 +134,4 @@ func (t tool) converge(needed bool, want ...table) ([]string, error) {
 		return nil, err
 	}
 	return repaired, nil
-}
-
-// syncFamilies runs sync for each family; one's error does not stop the other.
-func syncFamilies(sync func(family) ([]string, error)) (repaired []string, err error) {
-	var errs []error
-	for _, f := range families() {
-		lines, err := sync(f)
-		repaired = append(repaired, lines...)
-		errs = append(errs, err)
-	}
-	return repaired, errors.Join(errs...)
 }
