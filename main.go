@@ -121,5 +121,5 @@ func open() (kernel, error) {
 
 func (k kernel) close() error {
 	k.host.Close()
-	return errors.Join(k.NAT.Close(), k.announcer.Close())
+	return k.announcer.Close()
 }

@@ -153,8 +153,8 @@ func (l *lab) clean() {
 
 const published = `
 addr 203.0.113.56/32 on br-ex
-link xip-02b1c3d4e5f extip:02b1c3d4e5f6 mtu 1450 [172.31.0.1/16]
-link xip4ea39db0c1d extip:4ea39db0c1d2 mtu 1450 peer xic4ea39db0c1d 02:42:ac:1f:00:02 on xip-02b1c3d4e5f
+link xip-02b1c3d4e5f of 02b1c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90 mtu 1450 [172.31.0.1/16]
+link xip4ea39db0c1d of 4ea39db0c1d2e3f405162738495a6b7c8d9eafb0c1d2e3f405162738495a6b7c mtu 1450 peer xic4ea39db0c1d 02:42:ac:1f:00:02 on xip-02b1c3d4e5f
 nat 203.0.113.56 <-> 172.31.0.2 of 4ea39db0c1d2 egress
 nat network 02b1c3d4e5f6: xip-02b1c3d4e5f [172.31.0.0/16] by br-ex`
 
@@ -345,10 +345,10 @@ func TestOptionsReachTheKernel(t *testing.T) {
 addr 203.0.113.56/32 on br-ex
 addr 203.0.113.60/32 on br-ex
 addr 203.0.113.61/32 on br-ex
-link br-web extip:02b1c3d4e5f6 mtu 1400 [172.31.0.1/16]
-link xipe1 extip:e1 mtu 1400 peer xice1 02:42:ac:1f:00:02 on br-web isolated
-link xipe2 extip:e2 mtu 1400 peer xice2 02:42:ac:1f:00:03 on br-web isolated
-link xipe3 extip:e3 mtu 1400 peer xice3 02:42:ac:1f:00:04 on br-web isolated
+link br-web of 02b1c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90 mtu 1400 [172.31.0.1/16]
+link xipe1 of e1 mtu 1400 peer xice1 02:42:ac:1f:00:02 isolated on br-web
+link xipe2 of e2 mtu 1400 peer xice2 02:42:ac:1f:00:03 isolated on br-web
+link xipe3 of e3 mtu 1400 peer xice3 02:42:ac:1f:00:04 isolated on br-web
 nat 203.0.113.56 <-> 172.31.0.3 of e2 egress
 nat 203.0.113.60 <-> 172.31.0.4 of e3 gateway
 nat 203.0.113.61 <-> 172.31.0.4 of e3 gateway
@@ -386,7 +386,7 @@ func TestReplacedNetwork(t *testing.T) {
 	}
 	l.network("extip.parent", "br-ex", "extip.pool", "203.0.113.57")
 	l.check(`
-link xip-02b1c3d4e5f extip:02b1c3d4e5f6 mtu 1450 [172.31.0.1/16]
+link xip-02b1c3d4e5f of 02b1c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90 mtu 1450 [172.31.0.1/16]
 nat network 02b1c3d4e5f6: xip-02b1c3d4e5f [172.31.0.0/16] by br-ex`)
 	if err := l.run("e2", "172.31.0.2/16"); err != nil {
 		t.Error(err)

@@ -20,7 +20,7 @@ func (d *Driver) plumbing(n store.Network, e store.Endpoint) []step {
 	mac, _ := net.ParseMAC(e.MAC)
 	host, peer := link.VethNames(e.ID)
 	veth := link.Veth{
-		Host: host, Peer: peer, Owner: short(e.ID), Bridge: n.Bridge,
+		Host: host, Peer: peer, Owner: e.ID, Bridge: n.Bridge,
 		MTU: n.MTU, MAC: mac, Isolated: !n.ICC,
 	}
 	return []step{{

@@ -14,7 +14,7 @@ import (
 // networkSteps is what a network needs in the kernel, in order: nothing must
 // be forwarded to or from the bridge before the rules that say what may be.
 func (d *Driver) networkSteps(n store.Network) []step {
-	bridge := link.Bridge{Name: n.Bridge, Owner: short(n.ID), Addresses: n.Gateways, MTU: n.MTU}
+	bridge := link.Bridge{Name: n.Bridge, Owner: n.ID, Addresses: n.Gateways, MTU: n.MTU}
 	return []step{
 		{name: "enable forwarding", do: func() error {
 			changed, err := d.kernel.EnableForwarding()

@@ -38,7 +38,9 @@ func TestFailAtEveryStep(t *testing.T) {
 		{"create network", func(l *lab) error {
 			return l.CreateNetwork(createNetwork(netID, 31, "extip.parent", "br-ex", "extip.pool", "203.0.113.56"))
 		}},
-		{"create endpoint", func(l *lab) error { return l.endpoint(epID, "172.31.0.2/16", "extip.address", "203.0.113.60,203.0.113.61") }},
+		{"create endpoint", func(l *lab) error {
+			return l.endpoint(epID, "172.31.0.2/16", "extip.address", "203.0.113.60,203.0.113.61")
+		}},
 		{"join", func(l *lab) error {
 			_, err := l.Join(&api.JoinRequest{NetworkID: netID, EndpointID: epID})
 			return err

@@ -63,12 +63,14 @@ type Backend interface {
 	// Remove takes mappings away and goes on after an error, which it
 	// returns joined with the others'.
 	Remove(...Mapping) error
-	// Sync makes the kernel hold exactly State, leaving alone what is right
-	// already and everything that is not ours. It returns one line per
-	// thing it had to repair, none when all was well.
+	// Sync makes the kernel hold exactly State, which is what the backend
+	// was told from then on. It leaves alone what is right already and
+	// everything that is not ours, and returns one line per thing it had to
+	// repair, none when all was well. A new Backend is told this way what
+	// there was before it.
 	Sync(State) (repaired []string, err error)
-	// Close forgets the kernel handles. The rules stay.
-	Close() error
+	// Repair is Sync with what the backend was told.
+	Repair() (repaired []string, err error)
 }
 
 // Sort puts a state into canonical order, so that equal states compare equal.

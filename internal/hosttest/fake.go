@@ -6,6 +6,7 @@ package hosttest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -29,11 +30,11 @@ type Host struct {
 
 	mu        sync.Mutex
 	writes    int
-	links     map[string]string
-	ports     map[string]string // veth → bridge
+	links     map[string]link.Found
+	texts     map[string]string // what else there is to say of a link
 	aliases   map[netip.Addr]string
-	networks  map[string]nat.Network
-	mappings  map[netip.Addr]nat.Mapping
+	rules     rules // in the kernel
+	told      rules // in the backend's memory
 	announced []string
 	forgotten []string
 }
@@ -41,11 +42,49 @@ type Host struct {
 // New returns a machine with the interface eth0, which has the default route,
 // and br-ex.
 func New() *Host {
-	return &Host{
-		links:   map[string]string{},
-		ports:   map[string]string{},
-		aliases: map[netip.Addr]string{}, networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{},
+	none := rules{networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{}}
+	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, aliases: map[netip.Addr]string{}, rules: none, told: none.clone()}
+}
+
+// Flush takes all rules away behind the backend's back.
+func (h *Host) Flush() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.rules.networks)
+	clear(h.rules.mappings)
+}
+
+// DropAlias takes an alias away behind the driver's back.
+func (h *Host) DropAlias(a netip.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.aliases, a)
+}
+
+// DropLink takes a link away behind the driver's back; a bridge's ports stay,
+// without a bridge.
+func (h *Host) DropLink(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.links, name)
+	delete(h.texts, name)
+	for port, f := range h.links {
+		if f.Bridge == name {
+			f.Bridge = ""
+			h.links[port] = f
+		}
 	}
+}
+
+// Reboot forgets all that a kernel does.
+func (h *Host) Reboot() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.links)
+	clear(h.texts)
+	clear(h.aliases)
+	clear(h.rules.networks)
+	clear(h.rules.mappings)
 }
 
 // Writes is how many writes there have been.
@@ -83,18 +122,16 @@ func (h *Host) String() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var lines []string
-	for name, text := range h.links {
-		lines = append(lines, "link "+name+" "+text)
+	for name, f := range h.links {
+		lines = append(lines, fmt.Sprintf("link %s of %s mtu %d%s", name, f.Owner, f.MTU, h.texts[name]))
+		if !f.IsBridge {
+			lines[len(lines)-1] += " on " + f.Bridge
+		}
 	}
 	for a, parent := range h.aliases {
 		lines = append(lines, fmt.Sprintf("addr %s/32 on %s", a, parent))
 	}
-	for _, n := range h.networks {
-		lines = append(lines, fmt.Sprintf("nat network %s: %s %v by %s%s", n.ID, n.Bridge, n.Subnets, n.Parent, flag(n.Internal, " internal")))
-	}
-	for _, m := range h.mappings {
-		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress")))
-	}
+	lines = append(lines, h.rules.lines()...)
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }
@@ -113,13 +150,14 @@ func (h *Host) EnsureBridge(b link.Bridge) error {
 	if err := h.write("bridge " + b.Name); err != nil {
 		return err
 	}
-	if text, ok := h.links[b.Name]; ok && !strings.HasPrefix(text, link.Mark(b.Owner)) {
+	if have, ok := h.links[b.Name]; ok && have.Owner != b.Owner {
 		return link.ErrNotOurs
 	}
-	if !slices.ContainsFunc(h.networkList(), func(n nat.Network) bool { return n.Bridge == b.Name }) {
+	if !h.rules.hasBridge(b.Name) {
 		return fmt.Errorf("bridge %s comes before its rules: it would forward what it must not", b.Name)
 	}
-	h.links[b.Name] = fmt.Sprintf("%s mtu %d %v", link.Mark(b.Owner), b.MTU, b.Addresses)
+	h.links[b.Name] = link.Found{Owner: b.Owner, Note: b.Note, IsBridge: true, Up: true, MTU: b.MTU, Addresses: b.Addresses}
+	h.texts[b.Name] = fmt.Sprintf(" %v", b.Addresses)
 	return nil
 }
 
@@ -130,15 +168,20 @@ func (h *Host) RemoveBridge(b link.Bridge) error {
 	if err := h.write("remove bridge " + b.Name); err != nil {
 		return err
 	}
-	for port, bridge := range h.ports {
-		if bridge == b.Name {
+	for port, f := range h.links {
+		if f.Bridge == b.Name {
 			return fmt.Errorf("bridge %s still has the port %s", b.Name, port)
 		}
 	}
-	if strings.HasPrefix(h.links[b.Name], link.Mark(b.Owner)) {
-		delete(h.links, b.Name)
-	}
+	h.remove(b.Name, b.Owner)
 	return nil
+}
+
+func (h *Host) remove(name, owner string) {
+	if h.links[name].Owner == owner {
+		delete(h.links, name)
+		delete(h.texts, name)
+	}
 }
 
 // EnsureVeth implements driver.Links.
@@ -148,11 +191,11 @@ func (h *Host) EnsureVeth(v link.Veth) error {
 	if err := h.write("veth " + v.Host); err != nil {
 		return err
 	}
-	if _, ok := h.links[v.Bridge]; !ok {
+	if !h.links[v.Bridge].IsBridge {
 		return fmt.Errorf("no bridge %s", v.Bridge)
 	}
-	h.links[v.Host] = fmt.Sprintf("%s mtu %d peer %s %s on %s%s", link.Mark(v.Owner), v.MTU, v.Peer, v.MAC, v.Bridge, flag(v.Isolated, " isolated"))
-	h.ports[v.Host] = v.Bridge
+	h.links[v.Host] = link.Found{Owner: v.Owner, Note: v.Note, Bridge: v.Bridge, Up: true, MTU: v.MTU}
+	h.texts[v.Host] = fmt.Sprintf(" peer %s %s%s", v.Peer, v.MAC, flag(v.Isolated, " isolated"))
 	return nil
 }
 
@@ -163,9 +206,23 @@ func (h *Host) RemoveVeth(v link.Veth) error {
 	if err := h.write("remove veth " + v.Host); err != nil {
 		return err
 	}
-	delete(h.links, v.Host)
-	delete(h.ports, v.Host)
+	h.remove(v.Host, v.Owner)
 	return nil
+}
+
+// Survey implements driver.Links.
+func (h *Host) Survey() (link.Survey, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return link.Survey{Links: maps.Clone(h.links), Aliases: maps.Clone(h.aliases)}, nil
+}
+
+// HasLink implements driver.Links.
+func (h *Host) HasLink(name string) (bool, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, ok := h.links[name]
+	return ok, nil
 }
 
 // EnsureAlias implements driver.Addresses.
@@ -175,7 +232,7 @@ func (h *Host) EnsureAlias(parent string, a netip.Addr) error {
 	if err := h.write("alias " + a.String()); err != nil {
 		return err
 	}
-	if _, ok := h.mappings[a]; !ok {
+	if _, ok := h.rules.mappings[a]; !ok {
 		return fmt.Errorf("alias %s comes before its mapping: the host would answer on it", a)
 	}
 	if slices.Contains(h.Own, a) {
@@ -253,12 +310,4 @@ func (h *Host) Announce(parent string, a netip.Addr) error {
 	}
 	h.announced = append(h.announced, fmt.Sprintf("%s on %s", a, parent))
 	return nil
-}
-
-func (h *Host) networkList() []nat.Network {
-	var list []nat.Network
-	for _, n := range h.networks {
-		list = append(list, n)
-	}
-	return list
 }

@@ -2,6 +2,7 @@ package hosttest
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -19,7 +20,8 @@ func (b backend) AddNetwork(n nat.Network) error {
 	if err := b.h.write("add NAT network " + n.ID); err != nil {
 		return err
 	}
-	b.h.networks[n.ID] = n
+	b.h.told.networks[n.ID] = n
+	b.h.rules.networks[n.ID] = n
 	return nil
 }
 
@@ -29,12 +31,13 @@ func (b backend) RemoveNetwork(n nat.Network) error {
 	if err := b.h.write("remove NAT network " + n.ID); err != nil {
 		return err
 	}
-	for _, m := range b.h.mappings {
+	for _, m := range b.h.rules.mappings {
 		if within(n, m.Internal) {
 			return fmt.Errorf("network %s goes before its mapping of %s", n.ID, m.External)
 		}
 	}
-	delete(b.h.networks, n.ID)
+	delete(b.h.told.networks, n.ID)
+	delete(b.h.rules.networks, n.ID)
 	return nil
 }
 
@@ -49,12 +52,13 @@ func (b backend) Add(ms ...nat.Mapping) error {
 		return err
 	}
 	for _, m := range ms {
-		if !slices.ContainsFunc(b.h.networkList(), func(n nat.Network) bool { return within(n, m.Internal) && !n.Internal }) {
+		if !b.h.told.reaches(m.Internal) {
 			return fmt.Errorf("mapping of %s comes before its network", m.External)
 		}
 	}
 	for _, m := range ms {
-		b.h.mappings[m.External] = m
+		b.h.told.mappings[m.External] = m
+		b.h.rules.mappings[m.External] = m
 	}
 	return nil
 }
@@ -69,7 +73,11 @@ func (b backend) Remove(ms ...nat.Mapping) error {
 		if _, ok := b.h.aliases[m.External]; ok {
 			return fmt.Errorf("mapping of %s goes before its alias: the host would answer on it", m.External)
 		}
-		delete(b.h.mappings, m.External)
+		if have := b.h.told.mappings[m.External]; have.Endpoint != m.Endpoint {
+			continue // the address has moved on
+		}
+		delete(b.h.told.mappings, m.External)
+		delete(b.h.rules.mappings, m.External)
 	}
 	return nil
 }
@@ -77,35 +85,78 @@ func (b backend) Remove(ms ...nat.Mapping) error {
 func (b backend) Sync(want nat.State) (repaired []string, err error) {
 	b.h.mu.Lock()
 	defer b.h.mu.Unlock()
-	if err := b.h.write("sync NAT"); err != nil {
-		return nil, err
-	}
-	networks, mappings := map[string]nat.Network{}, map[netip.Addr]nat.Mapping{}
+	b.h.told = rules{map[string]nat.Network{}, map[netip.Addr]nat.Mapping{}}
 	for _, n := range want.Networks {
-		if have, ok := b.h.networks[n.ID]; !ok || fmt.Sprint(have) != fmt.Sprint(n) {
-			repaired = append(repaired, "network "+n.ID)
-		}
-		networks[n.ID] = n
+		b.h.told.networks[n.ID] = n
 	}
 	for _, m := range want.Mappings {
-		if have, ok := b.h.mappings[m.External]; !ok || have != m {
-			repaired = append(repaired, "mapping of "+m.External.String())
-		}
-		mappings[m.External] = m
+		b.h.told.mappings[m.External] = m
 	}
-	for id := range b.h.networks {
-		if _, ok := networks[id]; !ok {
-			repaired = append(repaired, "extra network "+id)
+	return b.repair()
+}
+
+func (b backend) Repair() (repaired []string, err error) {
+	b.h.mu.Lock()
+	defer b.h.mu.Unlock()
+	return b.repair()
+}
+
+func (b backend) repair() (repaired []string, err error) {
+	if err := b.h.write("repair NAT"); err != nil {
+		return nil, err
+	}
+	have, want := b.h.rules.lines(), b.h.told.lines()
+	for _, line := range want {
+		if !slices.Contains(have, line) {
+			repaired = append(repaired, line+" was missing")
 		}
 	}
-	for a := range b.h.mappings {
-		if _, ok := mappings[a]; !ok {
-			repaired = append(repaired, "extra mapping of "+a.String())
+	for _, line := range have {
+		if !slices.Contains(want, line) {
+			repaired = append(repaired, line+" was left over")
 		}
 	}
-	b.h.networks, b.h.mappings = networks, mappings
-	slices.Sort(repaired)
+	b.h.rules = b.h.told.clone()
 	return repaired, nil
 }
 
-func (b backend) Close() error { return nil }
+// rules is what the machine translates.
+type rules struct {
+	networks map[string]nat.Network
+	mappings map[netip.Addr]nat.Mapping
+}
+
+func (r rules) clone() rules { return rules{maps.Clone(r.networks), maps.Clone(r.mappings)} }
+
+// lines prints the rules, sorted.
+func (r rules) lines() []string {
+	var lines []string
+	for _, n := range r.networks {
+		lines = append(lines, fmt.Sprintf("nat network %s: %s %v by %s%s", n.ID, n.Bridge, n.Subnets, n.Parent, flag(n.Internal, " internal")))
+	}
+	for _, m := range r.mappings {
+		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress")))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// hasBridge tells whether there are rules for a bridge of that name.
+func (r rules) hasBridge(name string) bool {
+	for _, n := range r.networks {
+		if n.Bridge == name {
+			return true
+		}
+	}
+	return false
+}
+
+// reaches tells whether a network that translates has the address.
+func (r rules) reaches(a netip.Addr) bool {
+	for _, n := range r.networks {
+		if !n.Internal && within(n, a) {
+			return true
+		}
+	}
+	return false
+}

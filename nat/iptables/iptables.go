@@ -99,5 +99,17 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 	return repaired, errors.Join(errs...)
 }
 
-// Close implements nat.Backend. There is nothing to close.
-func (b *Backend) Close() error { return nil }
+// Repair implements nat.Backend.
+func (b *Backend) Repair() (repaired []string, err error) {
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	var errs []error
+	for _, side := range b.sides {
+		lines, err := side.converge()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("nat: repair: %w", err))
+		}
+		repaired = append(repaired, lines...)
+	}
+	return repaired, errors.Join(errs...)
+}

@@ -44,10 +44,17 @@ func (o on) RemoveNetwork(n nat.Network) error {
 }
 func (o on) Add(ms ...nat.Mapping) error    { return o.do(func() error { return o.b.Add(ms...) }) }
 func (o on) Remove(ms ...nat.Mapping) error { return o.do(func() error { return o.b.Remove(ms...) }) }
-func (o on) Close() error                   { return o.b.Close() }
 func (o on) Sync(s nat.State) (repaired []string, err error) {
 	err = o.do(func() (err error) {
 		repaired, err = o.b.Sync(s)
+		return err
+	})
+	return repaired, err
+}
+
+func (o on) Repair() (repaired []string, err error) {
+	err = o.do(func() (err error) {
+		repaired, err = o.b.Repair()
 		return err
 	})
 	return repaired, err
