@@ -4,13 +4,18 @@
 package driver
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	api "github.com/docker/go-plugins-helpers/network"
 	"github.com/sirupsen/logrus"
 
+	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
 	"github.com/extip/extip/pool"
 	"github.com/extip/extip/store"
@@ -37,6 +42,25 @@ type Driver struct {
 	mu        sync.Mutex
 	networks  map[string]*network
 	endpoints map[string]*endpoint
+	// inside and links find an endpoint by its container's address and by
+	// the host's end of its veth pair.
+	inside map[insideKey]*endpoint
+	links  map[string]*endpoint
+
+	// publishing guards published, the addresses that may be on a parent.
+	publishing sync.Mutex
+	published  map[netip.Addr]*endpoint
+
+	reconciling sync.Mutex
+	hints       chan string
+	// activated is when the engine last asked who we are, in nanoseconds of
+	// Unix time: it does so once in its life.
+	activated atomic.Int64
+}
+
+type insideKey struct {
+	network string
+	addr    netip.Addr
 }
 
 // network is a record in memory. Calls about the network itself hold mu for
@@ -52,19 +76,25 @@ type network struct {
 	gateways []netip.Addr
 }
 
-// endpoint is a record in memory.
+// endpoint is a record in memory. Its id and network never change.
 type endpoint struct {
+	id, network string
+
 	mu    sync.Mutex
 	rec   store.Endpoint
 	known bool
+	// changed is when a call last set about changing it in the kernel.
+	changed time.Time
 }
 
 // New returns a Driver with what the store remembers. Call Restore before it
-// serves.
+// serves, and Run while it does.
 func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*Driver, error) {
 	d := &Driver{
 		kernel: k, store: s, defaults: defaults, log: log,
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{},
+		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
+		published: map[netip.Addr]*endpoint{}, hints: make(chan string, 1),
 	}
 	networks, err := s.Networks()
 	if err != nil {
@@ -77,10 +107,66 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range endpoints {
-		d.endpoints[e.ID] = &endpoint{rec: e, known: true}
+	for _, rec := range endpoints {
+		e := &endpoint{id: rec.ID, network: rec.Network, rec: rec, known: true, changed: time.Now()}
+		d.endpoints[e.id] = e
+		d.remember(e)
+		if rec.State != store.Plumbed {
+			d.markPublished(e)
+		}
 	}
 	return d, nil
+}
+
+// remember lets an endpoint be found by what it has; e.mu is held.
+func (d *Driver) remember(e *endpoint) {
+	host, _ := link.VethNames(e.id)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.links[host] = e
+	for _, p := range e.rec.Addresses {
+		d.inside[insideKey{e.network, p.Addr()}] = e
+	}
+}
+
+// forgetEndpoint undoes remember, and takes the endpoint out of the map.
+func (d *Driver) forgetEndpoint(e *endpoint) {
+	e.known = false
+	d.markWithdrawn(e)
+	host, _ := link.VethNames(e.id)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	remove(d.endpoints, e.id, e)
+	remove(d.links, host, e)
+	for _, p := range e.rec.Addresses {
+		remove(d.inside, insideKey{e.network, p.Addr()}, e)
+	}
+}
+
+// markPublished says, before the kernel is changed, that an endpoint's
+// addresses may be on its parent.
+func (d *Driver) markPublished(e *endpoint) {
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	for _, a := range e.rec.External {
+		d.published[a] = e
+	}
+}
+
+// markWithdrawn says, after the kernel was changed, that they no longer are.
+func (d *Driver) markWithdrawn(e *endpoint) {
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	for _, a := range e.rec.External {
+		remove(d.published, a, e)
+	}
+}
+
+// remove takes a key away if it still leads to v.
+func remove[K, V comparable](m map[K]V, key K, v V) {
+	if m[key] == v {
+		delete(m, key)
+	}
 }
 
 // enter finds a network and keeps it from being changed until its mu is
@@ -115,22 +201,17 @@ func (d *Driver) lockEndpoint(id string) *endpoint {
 	return e
 }
 
-// endpointsOf returns the endpoints of a network.
+// endpointsOf returns the endpoints of a network, in order of their ids.
 func (d *Driver) endpointsOf(id string) []*endpoint {
 	d.mu.Lock()
-	all := make([]*endpoint, 0, len(d.endpoints))
-	for _, e := range d.endpoints {
-		all = append(all, e)
-	}
-	d.mu.Unlock()
+	defer d.mu.Unlock()
 	var list []*endpoint
-	for _, e := range all {
-		e.mu.Lock()
-		if e.known && e.rec.Network == id {
+	for _, e := range d.endpoints {
+		if e.network == id {
 			list = append(list, e)
 		}
-		e.mu.Unlock()
 	}
+	slices.SortFunc(list, func(a, b *endpoint) int { return cmp.Compare(a.id, b.id) })
 	return list
 }
 
@@ -145,6 +226,15 @@ func natNetwork(n store.Network) nat.Network {
 		out.Subnets = append(out.Subnets, g.Masked())
 	}
 	return out
+}
+
+// addresses are those by which connection tracking knows an endpoint.
+func addresses(e store.Endpoint) []netip.Addr {
+	all := slices.Clone(e.External)
+	for _, p := range e.Addresses {
+		all = append(all, p.Addr())
+	}
+	return all
 }
 
 // mappings are an endpoint as the NAT rules know it: each external address
@@ -170,6 +260,7 @@ func mappings(e store.Endpoint) []nat.Mapping {
 // GetCapabilities must never fail: the engine would not ask again until it is
 // restarted.
 func (d *Driver) GetCapabilities() (*api.CapabilitiesResponse, error) {
+	d.activated.Store(time.Now().UnixNano())
 	return &api.CapabilitiesResponse{Scope: api.LocalScope, ConnectivityScope: api.LocalScope}, nil
 }
 

@@ -41,6 +41,7 @@ func (l *lab) start() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	s.Intercept = l.host.Intercept
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	k := Kernel{Links: l.host, Addresses: l.host, Settings: l.host, Announcer: l.host, NAT: l.host.NAT()}
@@ -151,7 +152,7 @@ func (l *lab) clean() {
 	}
 }
 
-const published = `
+const running = `
 addr 203.0.113.56/32 on br-ex
 link xip-02b1c3d4e5f of 02b1c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90 mtu 1450 [172.31.0.1/16]
 link xip4ea39db0c1d of 4ea39db0c1d2e3f405162738495a6b7c8d9eafb0c1d2e3f405162738495a6b7c mtu 1450 peer xic4ea39db0c1d 02:42:ac:1f:00:02 on xip-02b1c3d4e5f
@@ -178,7 +179,7 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 	if diff := cmp.Diff(want, joined); diff != "" {
 		t.Errorf("Join (-want +got):\n%s", diff)
 	}
-	l.check(published)
+	l.check(running)
 	if got := l.host.Announced(); len(got) != 1 || got[0] != "203.0.113.56 on br-ex" {
 		t.Errorf("announced %v", got)
 	}
@@ -201,7 +202,7 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 		t.Error("connectivity calls write to the kernel")
 	}
 	l.restart()
-	l.check(published)
+	l.check(running)
 
 	for range 2 {
 		if err := l.rm(epID); err != nil {
@@ -282,6 +283,9 @@ func (l *lab) claims() string {
 func TestNetworkRefusals(t *testing.T) {
 	l := newLab(t)
 	l.network("extip.parent", "br-ex", "com.docker.network.bridge.name", "br-web")
+	if err := l.run(epID, "172.31.0.2/16"); err != nil {
+		t.Fatal(err)
+	}
 	before := l.host.String()
 	other := strings.Repeat("b", 64)
 	request := func(change func(*api.CreateNetworkRequest), kv ...string) *api.CreateNetworkRequest {
@@ -311,7 +315,7 @@ func TestNetworkRefusals(t *testing.T) {
 			r.IPv4Data[0] = &api.IPAMData{AddressSpace: "null", Pool: "0.0.0.0/0"}
 		}),
 		"--subnet 172.31.0.0/16 overlaps": request(func(r *api.CreateNetworkRequest) {
-			r.IPv4Data[0] = &api.IPAMData{Pool: "172.31.0.0/16", Gateway: "172.31.0.1/16"}
+			r.IPv4Data[0] = &api.IPAMData{AddressSpace: "LocalDefault", Pool: "172.31.0.0/16", Gateway: "172.31.0.1/16"}
 		}),
 		"an --internal network has no external addresses": request(func(r *api.CreateNetworkRequest) {
 			r.Options["com.docker.network.internal"] = true

@@ -20,7 +20,7 @@ func (d *Driver) plumbing(n store.Network, e store.Endpoint) []step {
 	mac, _ := net.ParseMAC(e.MAC)
 	host, peer := link.VethNames(e.ID)
 	veth := link.Veth{
-		Host: host, Peer: peer, Owner: e.ID, Bridge: n.Bridge,
+		Host: host, Peer: peer, Owner: e.ID, Note: endpointNote(e), Bridge: n.Bridge,
 		MTU: n.MTU, MAC: mac, Isolated: !n.ICC,
 	}
 	return []step{{
@@ -34,11 +34,7 @@ func (d *Driver) plumbing(n store.Network, e store.Endpoint) []step {
 // without its mapping would have the host itself answer on the external
 // address, so it comes after it and goes before it.
 func (d *Driver) publication(n store.Network, e store.Endpoint) []step {
-	flows := slices.Clone(e.External)
-	for _, p := range e.Addresses {
-		flows = append(flows, p.Addr())
-	}
-	forget := func() error { return d.kernel.Forget(flows...) }
+	forget := func() error { return d.kernel.Forget(addresses(e)...) }
 	released := step{name: "flows", undo: forget}
 	if len(e.External) == 0 {
 		return []step{released}
@@ -95,8 +91,8 @@ func (d *Driver) CreateEndpoint(r *api.CreateEndpointRequest) (*api.CreateEndpoi
 	d.mu.Lock()
 	e := d.endpoints[r.EndpointID]
 	if e == nil {
-		e = &endpoint{}
-		d.endpoints[r.EndpointID] = e
+		e = &endpoint{id: r.EndpointID, network: n.rec.ID}
+		d.endpoints[e.id] = e
 	}
 	d.mu.Unlock()
 	e.mu.Lock()
@@ -106,7 +102,7 @@ func (d *Driver) CreateEndpoint(r *api.CreateEndpointRequest) (*api.CreateEndpoi
 	}
 	answer, err := d.addEndpoint(n, e, r)
 	if !e.known {
-		d.forgetEndpoint(r.EndpointID, e)
+		d.forgetEndpoint(e)
 	}
 	return answer, err
 }
@@ -118,7 +114,7 @@ func (d *Driver) addEndpoint(n *network, e *endpoint, r *api.CreateEndpointReque
 	if err != nil {
 		return nil, err
 	}
-	if rec, err = d.store.CreateEndpoint(rec, want); err != nil {
+	if rec, err = d.claim(n, rec, want); err != nil {
 		return nil, refusal(err)
 	}
 	if !want.Pool.Empty() {
@@ -126,7 +122,8 @@ func (d *Driver) addEndpoint(n *network, e *endpoint, r *api.CreateEndpointReque
 		n.cursor = rec.External[len(rec.External)-1]
 		d.mu.Unlock()
 	}
-	e.rec, e.known = rec, true
+	e.rec, e.known, e.changed = rec, true, time.Now()
+	d.remember(e)
 	if err := up(d.plumbing(n.rec, rec)); err != nil {
 		return nil, errors.Join(err, d.removeEndpoint(n, e))
 	}
@@ -265,9 +262,11 @@ func (d *Driver) Join(r *api.JoinRequest) (*api.JoinResponse, error) {
 
 // publish records the endpoint as published and does the steps; e.mu is held.
 func (d *Driver) publish(n *network, e *endpoint) error {
+	e.changed = time.Now()
 	if err := d.setState(e, store.Published); err != nil {
 		return err
 	}
+	d.markPublished(e)
 	if err := up(d.publication(n.rec, e.rec)); err != nil {
 		return errors.Join(err, d.unpublish(n, e))
 	}
@@ -280,9 +279,11 @@ func (d *Driver) unpublish(n *network, e *endpoint) error {
 	if e.rec.State == store.Plumbed {
 		return nil
 	}
+	e.changed = time.Now()
 	if err := down(d.publication(n.rec, e.rec)); err != nil {
 		return err
 	}
+	d.markWithdrawn(e)
 	return d.setState(e, store.Plumbed)
 }
 
@@ -333,20 +334,11 @@ func (d *Driver) removeEndpoint(n *network, e *endpoint) error {
 	if err != nil {
 		return errors.Join(err, d.setState(e, store.Leaving))
 	}
-	if err := d.store.DeleteEndpoint(e.rec.ID); err != nil {
+	if err := d.store.DeleteEndpoints(e.rec.ID); err != nil {
 		return err
 	}
-	d.forgetEndpoint(e.rec.ID, e)
+	d.forgetEndpoint(e)
 	return nil
-}
-
-func (d *Driver) forgetEndpoint(id string, e *endpoint) {
-	e.known = false
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.endpoints[id] == e {
-		delete(d.endpoints, id)
-	}
 }
 
 // ProgramExternalConnectivity says that the endpoint now holds the container's

@@ -14,6 +14,10 @@ type Links interface {
 	RemoveBridge(link.Bridge) error
 	EnsureVeth(link.Veth) error
 	RemoveVeth(link.Veth) error
+	// Survey is what carries our mark; its cost grows with the host's links
+	// and addresses.
+	Survey() (link.Survey, error)
+	HasLink(name string) (bool, error)
 }
 
 // Addresses puts external addresses on their parent.

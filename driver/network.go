@@ -14,7 +14,7 @@ import (
 // networkSteps is what a network needs in the kernel, in order: nothing must
 // be forwarded to or from the bridge before the rules that say what may be.
 func (d *Driver) networkSteps(n store.Network) []step {
-	bridge := link.Bridge{Name: n.Bridge, Owner: n.ID, Addresses: n.Gateways, MTU: n.MTU}
+	bridge := link.Bridge{Name: n.Bridge, Owner: n.ID, Note: networkNote(n), Addresses: n.Gateways, MTU: n.MTU}
 	return []step{
 		{name: "enable forwarding", do: func() error {
 			changed, err := d.kernel.EnableForwarding()
@@ -145,9 +145,7 @@ func (d *Driver) forgetNetwork(id string, n *network) {
 	n.known = false
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.networks[id] == n {
-		delete(d.networks, id)
-	}
+	remove(d.networks, id, n)
 }
 
 // networkRecord makes a record of what the engine asks for, or says what is
@@ -178,6 +176,7 @@ func (d *Driver) networkRecord(r *api.CreateNetworkRequest) (store.Network, erro
 	if n.Gateways, err = d.gateways(r); err != nil {
 		return n, err
 	}
+	n.AddressSpace = r.IPv4Data[0].AddressSpace
 	for _, g := range n.Gateways {
 		if n.Pool.Overlaps(g) {
 			return n, fmt.Errorf("extip.pool=%s: it has addresses inside the container subnet %s", n.Pool, g.Masked())
@@ -186,7 +185,7 @@ func (d *Driver) networkRecord(r *api.CreateNetworkRequest) (store.Network, erro
 	if err := d.chooseParent(&n); err != nil {
 		return n, err
 	}
-	return n, d.bridgeIsFree(n)
+	return n, d.makeRoom(n)
 }
 
 // gateways reads the bridge's own addresses from the engine's address data.
@@ -229,21 +228,32 @@ func (d *Driver) chooseParent(n *store.Network) (err error) {
 	return nil
 }
 
-// bridgeIsFree refuses a bridge, or a subnet, that another network has.
-func (d *Driver) bridgeIsFree(n store.Network) error {
+// makeRoom refuses a bridge, or a subnet, that another network has. A network
+// without endpoints gives way to one of the same address space: the engine
+// keeps subnets apart there, and can only have forgotten it, as when it never
+// heard the answer to its CreateNetwork.
+func (d *Driver) makeRoom(n store.Network) error {
 	for _, other := range d.networkRecords() {
 		if other.ID == n.ID {
 			continue
 		}
+		var conflict error
 		if other.Bridge == n.Bridge {
-			return fmt.Errorf("com.docker.network.bridge.name=%s: it is the bridge of network %s", n.Bridge, short(other.ID))
+			conflict = fmt.Errorf("com.docker.network.bridge.name=%s: it is the bridge of network %s", n.Bridge, short(other.ID))
 		}
 		for _, a := range other.Gateways {
 			for _, b := range n.Gateways {
 				if a.Overlaps(b) {
-					return fmt.Errorf("--subnet %s overlaps %s of network %s", b.Masked(), a.Masked(), short(other.ID))
+					conflict = fmt.Errorf("--subnet %s overlaps %s of network %s", b.Masked(), a.Masked(), short(other.ID))
+					if other.AddressSpace == n.AddressSpace && len(d.endpointsOf(other.ID)) == 0 {
+						d.log.WithField("network", short(other.ID)).Warnf("superseded by network %s, which has its subnet", short(n.ID))
+						conflict = d.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: other.ID})
+					}
 				}
 			}
+		}
+		if conflict != nil {
+			return conflict
 		}
 	}
 	return nil

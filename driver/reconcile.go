@@ -2,103 +2,363 @@ package driver
 
 import (
 	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
+	"time"
 
+	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
 	"github.com/extip/extip/store"
 )
 
-// Restore makes the kernel match the store, as after a reboot or a crash: what
-// is recorded is there again, and what was to go goes. It is called before the
-// first call is served. One thing that can't be restored keeps no other from
-// being; all errors are returned.
+// Restore makes the kernel match the store, as after a reboot or a crash. It
+// is called once, before the first call is served. What can't be restored
+// keeps nothing else from being; all errors are returned.
 func (d *Driver) Restore() error {
-	errs := []error{d.finishRemovals()}
-	state := d.natState()
-	repaired, err := d.kernel.NAT.Sync(state)
+	var errs []error
+	if aside := d.store.SetAside(); aside != "" {
+		d.log.WithField("kept", aside).Error("the state file was damaged; a new one begins")
+		errs = append(errs, d.rebuild())
+	}
+	// Rules first, even for what is about to be removed: an alias must not
+	// be without its mapping for a moment.
+	repaired, err := d.kernel.NAT.Sync(d.natState())
+	errs = append(errs, err)
 	for _, what := range repaired {
-		d.log.WithField("repaired", what).Info("rule restored")
+		d.log.WithField("repaired", what).Info("restored")
 	}
+	_, err = d.Reconcile("start")
+	return errors.Join(append(errs, err)...)
+}
+
+// Reconcile makes the kernel match the records: it repairs what somebody took
+// away, finishes what could not be finished, forgets endpoints whose container
+// is gone, and removes what carries our mark without a record. It touches
+// nothing else. It returns a line for each thing that was not as it should be.
+//
+// It may be called while calls are served; it waits for each endpoint's own,
+// and its cost grows with what there is.
+func (d *Driver) Reconcile(cause string) ([]string, error) {
+	d.reconciling.Lock()
+	defer d.reconciling.Unlock()
+	r := &repair{Driver: d, began: time.Now()}
+	r.run()
+	for _, what := range r.lines {
+		d.log.WithField("cause", cause).WithField("repaired", what).Warn("reconciled")
+	}
+	return r.lines, errors.Join(r.errs...)
+}
+
+// repair is one run of Reconcile.
+type repair struct {
+	*Driver
+	began time.Time
+	found link.Survey
+	lines []string
+	errs  []error
+}
+
+func (r *repair) note(format string, args ...any) {
+	r.lines = append(r.lines, fmt.Sprintf(format, args...))
+}
+
+func (r *repair) failed(err error) {
 	if err != nil {
-		// Without mappings there must be no aliases; the host would
-		// answer on them.
-		return errors.Join(append(errs, err, d.withdraw())...)
+		r.errs = append(r.errs, err)
 	}
-	for _, n := range d.networkList() {
+}
+
+func (r *repair) run() {
+	var err error
+	if r.found, err = r.kernel.Survey(); err != nil {
+		r.failed(err)
+		return
+	}
+	r.removals()
+	r.orphans()
+	repaired, err := r.kernel.NAT.Repair()
+	r.lines = append(r.lines, repaired...)
+	if err != nil {
+		r.failed(err)
+		r.withdraw()
+		return
+	}
+	r.networksAgain()
+	r.endpointsAgain()
+	r.strays()
+}
+
+// removals finishes what was to go and could not before.
+func (r *repair) removals() {
+	for _, n := range r.networkList() {
 		n.mu.Lock()
-		if n.known {
-			n.gateways, err = d.kernel.Gateways()
-			errs = append(errs, err, again(d.networkSteps(n.rec)))
+		if n.known && n.rec.Leaving {
+			r.note("network %s was not removed entirely", short(n.rec.ID))
+			r.failed(r.removeNetwork(n))
 		}
 		n.mu.Unlock()
 	}
-	errs = append(errs, d.eachPublished(func(n *network, e *endpoint) error {
-		return again(d.publication(n.rec, e.rec))
-	}))
+	r.eachEndpoint(func(n *network, e *endpoint) {
+		if e.rec.State == store.Leaving {
+			r.note("endpoint %s was not removed entirely", short(e.rec.ID))
+			r.failed(r.removeEndpoint(n, e))
+		}
+	})
+}
+
+// orphans forgets, all at once, endpoints whose container is gone without a
+// word of the engine.
+func (r *repair) orphans() {
+	var gone []orphan
+	for _, n := range r.networkList() {
+		n.mu.RLock()
+		defer n.mu.RUnlock()
+		if !n.known {
+			continue
+		}
+		for _, e := range r.endpointsOf(n.rec.ID) {
+			// A call that is under way knows better.
+			if !e.mu.TryLock() {
+				continue
+			}
+			defer e.mu.Unlock()
+			if !e.known || e.changed.After(r.began) {
+				continue
+			}
+			if why := r.orphaned(e); why != "" {
+				gone = append(gone, orphan{n, e})
+				r.note("endpoint %s %s", short(e.rec.ID), why)
+			}
+		}
+	}
+	r.failed(r.sweep(gone))
+}
+
+// abandonedAfter is how long an endpoint may wait for its Join, or after its
+// Leave for its removal. The engine needs milliseconds; it retries for 15 s.
+const abandonedAfter = time.Minute
+
+// orphaned says why an endpoint's container must be gone; "" if it need not be.
+func (r *repair) orphaned(e *endpoint) string {
+	host, peer := link.VethNames(e.id)
+	// A look of its own: the survey is older than the lock.
+	if _, ok := r.found.Links[host]; !ok && r.isAbsent(host) {
+		return "has lost its link"
+	}
+	// Before its Join and after its Leave, the container's end is here.
+	waiting := e.rec.State == store.Plumbed && r.began.Sub(e.changed) > abandonedAfter
+	if waiting && !r.isAbsent(peer) {
+		return "was abandoned by the engine"
+	}
+	return ""
+}
+
+func (r *repair) isAbsent(name string) bool {
+	exists, err := r.kernel.HasLink(name)
+	return err == nil && !exists
+}
+
+// orphan is an endpoint without a container, locked.
+type orphan struct {
+	n *network
+	e *endpoint
+}
+
+// sweep forgets orphans with one change of the rules and of the store, however
+// many there are: after a reboot it is all of them.
+func (d *Driver) sweep(orphans []orphan) error {
+	var errs []error
+	var maps []nat.Mapping
+	var flows []netip.Addr
+	var ids []string
+	var swept []orphan
+	for _, o := range orphans {
+		var failed error
+		for _, a := range o.e.rec.External {
+			failed = errors.Join(failed, d.kernel.RemoveAlias(o.n.rec.Parent, a))
+		}
+		if failed != nil {
+			errs = append(errs, failed)
+			continue
+		}
+		maps = append(maps, mappings(o.e.rec)...)
+		flows = append(flows, addresses(o.e.rec)...)
+		ids = append(ids, o.e.rec.ID)
+		swept = append(swept, o)
+	}
+	if len(swept) == 0 {
+		return errors.Join(errs...)
+	}
+	for _, change := range []func() error{
+		func() error { return d.kernel.NAT.Remove(maps...) },
+		func() error { return d.kernel.Forget(flows...) },
+		func() error { return d.store.DeleteEndpoints(ids...) },
+	} {
+		if err := change(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+	}
+	for _, o := range swept {
+		d.forgetEndpoint(o.e)
+	}
 	return errors.Join(errs...)
 }
 
-// finishRemovals removes what was to go and could not before.
-func (d *Driver) finishRemovals() error {
-	var errs []error
-	for _, n := range d.networkList() {
+// withdraw takes all aliases off their parents: without mappings the host
+// itself would answer on them.
+func (r *repair) withdraw() {
+	r.eachEndpoint(func(n *network, e *endpoint) {
+		for _, a := range e.rec.External {
+			r.failed(r.kernel.RemoveAlias(n.rec.Parent, a))
+		}
+	})
+}
+
+func (r *repair) networksAgain() {
+	gateways, err := r.kernel.Gateways()
+	r.failed(err)
+	for _, n := range r.networkList() {
 		n.mu.Lock()
-		switch {
-		case n.known && n.rec.Leaving:
-			errs = append(errs, d.removeNetwork(n))
-		case n.known:
-			for _, e := range d.endpointsOf(n.rec.ID) {
-				e.mu.Lock()
-				if e.known && e.rec.State == store.Leaving {
-					errs = append(errs, d.removeEndpoint(n, e))
-				}
-				e.mu.Unlock()
+		if n.known && !n.rec.Leaving {
+			if err == nil {
+				n.gateways = gateways
+			}
+			r.compareBridge(n.rec)
+			if err := again(r.networkSteps(n.rec)); err != nil {
+				r.failed(fmt.Errorf("network %s: %w", short(n.rec.ID), err))
 			}
 		}
 		n.mu.Unlock()
 	}
-	return errors.Join(errs...)
 }
 
-// withdraw takes all aliases off their parents.
-func (d *Driver) withdraw() error {
-	return d.eachPublished(func(n *network, e *endpoint) error {
-		var errs []error
-		for _, a := range e.rec.External {
-			errs = append(errs, d.kernel.RemoveAlias(n.rec.Parent, a))
+// compareBridge notes what the steps are about to mend.
+func (r *repair) compareBridge(n store.Network) {
+	have, ok := r.found.Links[n.Bridge]
+	switch {
+	case !ok:
+		r.note("bridge %s was missing", n.Bridge)
+		return
+	case !have.Up:
+		r.note("bridge %s was down", n.Bridge)
+	}
+	for _, g := range n.Gateways {
+		if !slices.Contains(have.Addresses, g) {
+			r.note("bridge %s lacked %s", n.Bridge, g)
 		}
-		return errors.Join(errs...)
+	}
+}
+
+func (r *repair) endpointsAgain() {
+	r.eachEndpoint(func(n *network, e *endpoint) {
+		host, _ := link.VethNames(e.rec.ID)
+		have, ok := r.found.Links[host]
+		if !ok || e.changed.After(r.began) {
+			return // an orphan for the next time, or newer than the survey
+		}
+		steps := r.plumbing(n.rec, e.rec)
+		broken := false
+		if have.Bridge != n.rec.Bridge || !have.Up {
+			r.note("link %s of endpoint %s was off its bridge or down", host, short(e.rec.ID))
+			broken = true
+		}
+		if e.rec.State == store.Published {
+			steps = append(steps, r.publication(n.rec, e.rec)...)
+			for _, a := range e.rec.External {
+				if r.found.Aliases[a] != n.rec.Parent {
+					r.note("alias %s was missing on %s", a, n.rec.Parent)
+					broken = true
+				}
+			}
+		}
+		if broken {
+			if err := again(steps); err != nil {
+				r.failed(fmt.Errorf("endpoint %s: %w", short(e.rec.ID), err))
+			}
+		}
 	})
 }
 
-// eachPublished calls fn for every published endpoint, locked, and joins the errors.
-func (d *Driver) eachPublished(fn func(*network, *endpoint) error) error {
-	var errs []error
+// strays removes what carries our mark without a record.
+func (r *repair) strays() {
+	names := slices.Sorted(maps.Keys(r.found.Links))
+	// Ports go before their bridges.
+	slices.SortStableFunc(names, func(a, b string) int {
+		if r.found.Links[a].IsBridge == r.found.Links[b].IsBridge {
+			return 0
+		}
+		if r.found.Links[b].IsBridge {
+			return -1
+		}
+		return 1
+	})
+	for _, name := range names {
+		l := r.found.Links[name]
+		if r.recorded(l.Owner) {
+			continue
+		}
+		r.note("%s had no record", name)
+		if l.IsBridge {
+			r.failed(r.kernel.RemoveBridge(link.Bridge{Name: name, Owner: l.Owner}))
+		} else {
+			r.failed(r.kernel.RemoveVeth(link.Veth{Host: name, Owner: l.Owner}))
+		}
+	}
+	for a, parent := range r.found.Aliases {
+		r.failed(r.strayAlias(a, parent))
+	}
+}
+
+// strayAlias removes an alias that nobody has published. Nobody can publish it
+// in the meantime: that begins with the lock that is held here.
+func (r *repair) strayAlias(a netip.Addr, parent string) error {
+	r.publishing.Lock()
+	defer r.publishing.Unlock()
+	if r.published[a] != nil {
+		return nil
+	}
+	r.note("alias %s on %s had no record", a, parent)
+	return r.kernel.RemoveAlias(parent, a)
+}
+
+// recorded tells whether an id is that of a network or endpoint, or of one
+// that a call is about to make.
+func (d *Driver) recorded(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.networks[id] != nil || d.endpoints[id] != nil
+}
+
+// eachEndpoint calls fn for every endpoint, locked.
+func (d *Driver) eachEndpoint(fn func(*network, *endpoint)) {
 	for _, n := range d.networkList() {
 		n.mu.RLock()
 		if n.known {
 			for _, e := range d.endpointsOf(n.rec.ID) {
 				e.mu.Lock()
-				if e.known && e.rec.State == store.Published {
-					errs = append(errs, fn(n, e))
+				if e.known {
+					fn(n, e)
 				}
 				e.mu.Unlock()
 			}
 		}
 		n.mu.RUnlock()
 	}
-	return errors.Join(errs...)
 }
 
-// natState is what the NAT rules should hold.
+// natState is what the NAT rules should hold. What is leaving may still have
+// its alias, and so keeps its mapping.
 func (d *Driver) natState() nat.State {
 	var state nat.State
 	for _, n := range d.networkRecords() {
 		state.Networks = append(state.Networks, natNetwork(n))
 	}
-	_ = d.eachPublished(func(_ *network, e *endpoint) error {
-		state.Mappings = append(state.Mappings, mappings(e.rec)...)
-		return nil
+	d.eachEndpoint(func(_ *network, e *endpoint) {
+		if e.rec.State != store.Plumbed {
+			state.Mappings = append(state.Mappings, mappings(e.rec)...)
+		}
 	})
 	state.Sort()
 	return state
@@ -108,14 +368,9 @@ func (d *Driver) natState() nat.State {
 func (d *Driver) networkList() []*network {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var ids []string
-	for id := range d.networks {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	list := make([]*network, len(ids))
-	for i, id := range ids {
-		list[i] = d.networks[id]
+	var list []*network
+	for _, id := range slices.Sorted(maps.Keys(d.networks)) {
+		list = append(list, d.networks[id])
 	}
 	return list
 }

@@ -20,21 +20,19 @@ func (l *lab) recorded() string {
 	if err := errors.Join(err, err2, err3); err != nil {
 		l.t.Fatal(err)
 	}
-	for i := range endpoints {
-		endpoints[i].Created = endpoints[i].Created.Truncate(0)
-	}
 	return fmt.Sprintf("%v\n%v\n%v", claims, endpoints, networks)
 }
 
-// TestFailAtEveryStep makes each write of a container's life fail in turn.
-// Setting up must leave the machine and the records as they were; tearing down
-// must go on, keep on record what would not go, and end well when the plugin
-// starts the next time.
-func TestFailAtEveryStep(t *testing.T) {
-	up := []struct {
-		name string
-		call func(*lab) error
-	}{
+// A call is one of the engine's.
+type call struct {
+	name string
+	call func(*lab) error
+}
+
+// setUp is a container's life as the engine tells it until it runs, tearDown
+// the rest.
+func setUp() []call {
+	return []call{
 		{"create network", func(l *lab) error {
 			return l.CreateNetwork(createNetwork(netID, 31, "extip.parent", "br-ex", "extip.pool", "203.0.113.56"))
 		}},
@@ -46,75 +44,137 @@ func TestFailAtEveryStep(t *testing.T) {
 			return err
 		}},
 	}
-	down := []struct {
-		name string
-		call func(*lab) error
-	}{
+}
+
+func tearDown() []call {
+	return []call{
 		{"leave", func(l *lab) error { return l.Leave(&api.LeaveRequest{NetworkID: netID, EndpointID: epID}) }},
 		{"delete endpoint", func(l *lab) error {
 			return l.DeleteEndpoint(&api.DeleteEndpointRequest{NetworkID: netID, EndpointID: epID})
 		}},
 		{"delete network", func(l *lab) error { return l.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: netID}) }},
 	}
+}
+
+func (l *lab) must(calls ...call) {
+	l.t.Helper()
+	for _, c := range calls {
+		if err := c.call(l); err != nil {
+			l.t.Fatalf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// TestFailAtEveryStep makes each write of a container's life, the kernel's and
+// the store's, fail in turn. Setting up must leave the machine as it was, and
+// the records too, or have them say what is left; tearing down must go on, keep
+// on record what would not go, and end well at the next reconciliation.
+func TestFailAtEveryStep(t *testing.T) {
 	length := 0
-	for i, call := range up {
+	for i, c := range setUp() {
 		for write := 1; ; write++ {
 			l := newLab(t)
-			for _, before := range up[:i] {
-				if err := before.call(l); err != nil {
-					t.Fatal(err)
-				}
-			}
+			l.must(setUp()[:i]...)
 			machine, records := l.host.String(), l.recorded()
 			l.host.FailAt = l.host.Writes() + write
-			err := call.call(l)
+			err := c.call(l)
 			if err == nil {
 				break // beyond the last write
 			}
 			length++
 			if !errors.Is(err, hosttest.ErrInjected) || !strings.Contains(err.Error(), ": ") {
-				t.Errorf("%s, write %d: error %v doesn't name the step", call.name, write, err)
+				t.Errorf("%s, write %d: error %v doesn't name the step", c.name, write, err)
 			}
 			if got := l.host.String(); got != machine {
-				t.Errorf("%s, write %d: machine\n%s\nwas\n%s", call.name, write, got, machine)
+				t.Errorf("%s, write %d: machine\n%s\nwas\n%s", c.name, write, got, machine)
 			}
 			if got := l.recorded(); got != records {
-				t.Errorf("%s, write %d: records\n%s\nwere\n%s", call.name, write, got, records)
+				t.Errorf("%s, write %d: records\n%s\nwere\n%s", c.name, write, got, records)
 			}
 			// The engine may try again.
-			l.host.FailAt = 0
-			if err := call.call(l); err != nil {
-				t.Errorf("%s after a failed write %d: %v", call.name, write, err)
-			}
+			l.must(c)
+			l.must(tearDown()[len(setUp())-1-i:]...)
+			l.clean()
 		}
 	}
 	for write := 1; ; write++ {
 		l := newLab(t)
-		for _, call := range up {
-			if err := call.call(l); err != nil {
-				t.Fatal(err)
-			}
-		}
+		l.must(setUp()...)
 		l.host.FailAt = l.host.Writes() + write
 		var errs []error
-		for _, call := range down {
-			errs = append(errs, call.call(l))
+		for _, c := range tearDown() {
+			errs = append(errs, c.call(l))
 		}
 		if errors.Join(errs...) == nil {
 			break
 		}
 		length++
-		l.host.FailAt = 0
-		l.restart()
-		for _, call := range down {
-			if err := call.call(l); err != nil {
-				t.Errorf("write %d, once more: %v", write, err)
-			}
+		// The engine has forgotten all of it and asks no more.
+		if _, err := l.Reconcile("test"); err != nil {
+			t.Errorf("write %d: reconcile: %v", write, err)
 		}
+		l.must(tearDown()[2:]...) // the network goes some day
 		l.clean()
 	}
 	t.Logf("%d writes failed in turn", length)
-	if length < 15 {
+	if length < 20 {
 		t.Errorf("the sweep is only %d writes long", length)
 	}
+}
+
+// TestCrashAtEveryStep ends the program before each write of a container's
+// life in turn, and starts it again. The machine must then be what it would be
+// had the interrupted call been made entirely, or not at all; and everything
+// must still go away.
+func TestCrashAtEveryStep(t *testing.T) {
+	length := 0
+	life := append(setUp(), tearDown()...)
+	for i, c := range life {
+		clean := newLab(t)
+		clean.must(life[:i]...)
+		before := clean.host.String()
+		clean.must(c)
+		after := clean.host.String()
+		for write := 1; ; write++ {
+			l := newLab(t)
+			l.must(life[:i]...)
+			l.host.CrashAt = l.host.Writes() + write
+			crashed := crashes(t, func() error { return c.call(l) })
+			l.host.CrashAt = 0
+			l.restart()
+			length++
+			if got := l.host.String(); got != before && got != after {
+				t.Errorf("%s, crash before write %d: machine\n%s\nwant\n%s\nor\n%s", c.name, write, got, before, after)
+			}
+			if lines, err := l.Reconcile("test"); len(lines) > 0 || err != nil {
+				t.Errorf("%s, crash before write %d: there was more to repair: %q, %v", c.name, write, lines, err)
+			}
+			l.must(tearDown()...)
+			l.clean()
+			if !crashed {
+				break // a crash after the last write
+			}
+		}
+	}
+	t.Logf("%d crashes", length)
+	if length < 25 {
+		t.Errorf("the sweep is only %d crashes long", length)
+	}
+}
+
+// crashes tells whether fn ended in the crash that it was to end in.
+func crashes(t *testing.T, fn func() error) (crashed bool) {
+	t.Helper()
+	defer func() {
+		if p := recover(); p != nil {
+			if p != hosttest.Crash {
+				panic(p)
+			}
+			crashed = true
+		}
+	}()
+	if err := fn(); err != nil {
+		t.Error(err)
+	}
+	return false
 }

@@ -37,10 +37,15 @@ const maxMark = 255
 // id. The note goes with it, unless both are longer than an ifalias can be.
 func Mark(owner, note string) string {
 	mark := markPrefix + owner
-	if note != "" && len(mark)+1+len(note) <= maxMark {
+	if note != "" && NoteFits(owner, note) {
 		mark += " " + note
 	}
 	return mark
+}
+
+// NoteFits tells whether a link can carry the note beside its owner.
+func NoteFits(owner, note string) bool {
+	return len(markPrefix)+len(owner)+1+len(note) <= maxMark
 }
 
 // parseMark reads a Mark; ok is false if the ifalias is none.

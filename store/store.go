@@ -21,7 +21,6 @@ import (
 
 	"github.com/extip/extip/pool"
 	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // ErrLocked is returned by Open while another process has the file open.
@@ -54,6 +53,8 @@ type Network struct {
 	// Gateways are the bridge's own addresses, with the container subnets'
 	// prefix lengths; at most one per family.
 	Gateways []netip.Prefix
+	// AddressSpace is the engine's: within one, subnets never overlap.
+	AddressSpace string
 	// MTU of bridge and container links, in bytes.
 	MTU int
 	// Pool is what endpoints that ask for no address are given from.
@@ -163,49 +164,40 @@ var (
 	schemaKey       = []byte("schema")
 )
 
-// Schema is the version of the file's layout that this program writes.
-const Schema = "1"
-
 // Store is an open file. Its methods may be called concurrently; each write
 // is one transaction, on disk when the method returns.
-type Store struct{ db *bolt.DB }
+type Store struct {
+	db    *bolt.DB
+	aside string
+	// Intercept, if set, is asked before each write; its error is the
+	// write's. Tests make a disk full with it, or the program end.
+	Intercept func(what string) error
+}
 
 // Open opens the file, or makes it with its folder. It returns ErrLocked if
-// another process keeps it open for more than a second.
+// another process keeps it open for more than a second. A file that is damaged
+// is set aside and a new one begun; SetAside then tells.
 func Open(path string) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		err = ErrLocked
+	s, err := open(path)
+	if !errors.Is(err, errDamaged) {
+		return s, err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("store: open %s: %w", path, err)
+	aside := fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
+	if rerr := os.Rename(path, aside); rerr != nil {
+		return nil, errors.Join(err, fmt.Errorf("store: set aside: %w", rerr))
 	}
-	s := &Store{db}
-	if err := db.Update(s.prepare); err != nil {
-		return nil, errors.Join(fmt.Errorf("store: open %s: %w", path, err), db.Close())
+	if s, err = open(path); err == nil {
+		s.aside = aside
 	}
-	return s, nil
+	return s, err
 }
 
-func (s *Store) prepare(tx *bolt.Tx) error {
-	for _, name := range [][]byte{metaBucket, networksBucket, endpointsBucket, claimsBucket} {
-		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-			return err
-		}
-	}
-	meta := tx.Bucket(metaBucket)
-	switch v := string(meta.Get(schemaKey)); v {
-	case "":
-		return meta.Put(schemaKey, []byte(Schema))
-	case Schema:
-		return nil
-	default:
-		return fmt.Errorf("schema %s is of a newer extip; this one writes %s", v, Schema)
-	}
-}
+// SetAside is the path that a damaged file was moved to by Open; "" if it was
+// sound.
+func (s *Store) SetAside() string { return s.aside }
 
 // Close lets go of the file.
 func (s *Store) Close() error { return s.db.Close() }
@@ -288,14 +280,19 @@ func (s *Store) PutEndpoint(e Endpoint) error {
 	})
 }
 
-// DeleteEndpoint forgets an endpoint and releases its claims; one that is
-// unknown is no error.
-func (s *Store) DeleteEndpoint(id string) error {
-	return s.update("delete endpoint "+short(id), func(tx *bolt.Tx) error {
-		if err := release(tx, id); err != nil {
-			return err
+// DeleteEndpoints forgets endpoints and releases their claims, all in one
+// transaction; one that is unknown is no error.
+func (s *Store) DeleteEndpoints(ids ...string) error {
+	return s.update(fmt.Sprintf("delete %d endpoints", len(ids)), func(tx *bolt.Tx) error {
+		for _, id := range ids {
+			if err := release(tx, id); err != nil {
+				return err
+			}
+			if err := tx.Bucket(endpointsBucket).Delete([]byte(id)); err != nil {
+				return err
+			}
 		}
-		return tx.Bucket(endpointsBucket).Delete([]byte(id))
+		return nil
 	})
 }
 
@@ -320,7 +317,7 @@ func (s *Store) Endpoints() ([]Endpoint, error) { return all[Endpoint](s, endpoi
 func (s *Store) Claims() (map[netip.Addr]string, error) {
 	claims := map[netip.Addr]string{}
 	err := s.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(claimsBucket).ForEach(func(k, v []byte) error {
+		return forEach(tx, claimsBucket, func(k, v []byte) error {
 			a, err := netip.ParseAddr(string(k))
 			claims[a] = string(v)
 			return err
@@ -335,6 +332,11 @@ func (s *Store) Claims() (map[netip.Addr]string, error) {
 func key(a netip.Addr) []byte { return []byte(a.String()) }
 
 func (s *Store) update(what string, fn func(*bolt.Tx) error) error {
+	if s.Intercept != nil {
+		if err := s.Intercept(what); err != nil {
+			return fmt.Errorf("store: %s: %w", what, err)
+		}
+	}
 	if err := s.db.Update(fn); err != nil {
 		return fmt.Errorf("store: %s: %w", what, err)
 	}
@@ -358,10 +360,18 @@ func get(tx *bolt.Tx, bucket []byte, id string, v any) error {
 	return json.Unmarshal(b, v)
 }
 
+// forEach reads a bucket, which a file that was just begun doesn't have.
+func forEach(tx *bolt.Tx, bucket []byte, fn func(k, v []byte) error) error {
+	if b := tx.Bucket(bucket); b != nil {
+		return b.ForEach(fn)
+	}
+	return nil
+}
+
 func all[T any](s *Store, bucket []byte) ([]T, error) {
 	var list []T
 	err := s.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucket).ForEach(func(k, b []byte) error {
+		return forEach(tx, bucket, func(k, b []byte) error {
 			var v T
 			if err := json.Unmarshal(b, &v); err != nil {
 				return fmt.Errorf("%s: %w", k, err)

@@ -1,9 +1,12 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -18,8 +21,8 @@ import (
 
 var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
-// open opens a store that, at the end of the test, must be consistent.
-func open(t *testing.T, path string) *Store {
+// openTest opens a store that, at the end of the test, must be consistent.
+func openTest(t *testing.T, path string) *Store {
 	t.Helper()
 	s, err := Open(path)
 	if err != nil {
@@ -99,7 +102,7 @@ func TestSurvivesReopening(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	s = open(t, path)
+	s = openTest(t, path)
 	networks, err := s.Networks()
 	if diff := cmp.Diff([]Network{n}, networks, byValue, cmp.Comparer(func(a, b pool.Pool) bool { return a.String() == b.String() })); diff != "" || err != nil {
 		t.Errorf("networks (-want +got), %v:\n%s", err, diff)
@@ -117,7 +120,7 @@ func TestSurvivesReopening(t *testing.T) {
 }
 
 func TestClaims(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "extip.db"))
+	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
 	p := parse(t, "203.0.113.56-203.0.113.58")
 	a56, a57 := netip.MustParseAddr("203.0.113.56"), netip.MustParseAddr("203.0.113.57")
 	owner := Endpoint{ID: "0123456789abcdef", Network: "n1", Name: "mail", Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.2/16")}}
@@ -151,7 +154,7 @@ func TestClaims(t *testing.T) {
 	}
 
 	for range 2 {
-		if err := s.DeleteEndpoint("e2"); err != nil {
+		if err := s.DeleteEndpoints("e2"); err != nil {
 			t.Error(err)
 		}
 	}
@@ -167,7 +170,7 @@ func TestClaims(t *testing.T) {
 }
 
 func TestParallelClaimsAreUnique(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "extip.db"))
+	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
 	p := parse(t, "203.0.113.0/27")
 	var wg sync.WaitGroup
 	var full sync.Map
@@ -195,7 +198,7 @@ func TestParallelClaimsAreUnique(t *testing.T) {
 
 func TestOneWriter(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "extip.db")
-	open(t, path)
+	openTest(t, path)
 	if s, err := Open(path); !errors.Is(err, ErrLocked) {
 		t.Errorf("a second writer: %v, %v", s, err)
 	}
@@ -211,7 +214,77 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	if err := errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "schema 99") {
+	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "schema is 99") {
 		t.Errorf("a newer file: %v", err)
+	}
+}
+
+// TestDamage damages a file in many ways: each time it is either still whole
+// or set aside, never lost, and the program goes on.
+func TestDamage(t *testing.T) {
+	dir := t.TempDir()
+	sound := filepath.Join(dir, "sound.db")
+	s, err := Open(sound)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		a := netip.AddrFrom4([4]byte{203, 0, 113, byte(i)})
+		if _, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprintf("e%02d", i)}, Want{Addresses: []netip.Addr{a}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(sound)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases := map[string][]byte{
+		"nonsense": []byte("this is no database"),
+		"zeros":    make([]byte, len(content)),
+	}
+	for _, size := range []int{100, 4096, 8192, 12000, len(content) / 2, len(content) - 4096} {
+		cases[fmt.Sprintf("cut to %d", size)] = content[:size]
+	}
+	seed := time.Now().UnixNano()
+	random := rand.New(rand.NewPCG(uint64(seed), 0))
+	for i := range 60 {
+		damaged := bytes.Clone(content)
+		at := random.IntN(len(damaged)/512) * 512
+		for j := range 512 {
+			damaged[at+j] = byte(random.Uint32())
+		}
+		cases[fmt.Sprintf("%d: sector at %d", i, at)] = damaged
+	}
+	setAside := 0
+	for name, damaged := range cases {
+		path := filepath.Join(t.TempDir(), "extip.db")
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(path)
+		if err != nil {
+			t.Errorf("seed %d, %s: %v", seed, name, err)
+			continue
+		}
+		if aside := s.SetAside(); aside != "" {
+			setAside++
+			kept, err := os.ReadFile(aside)
+			if !bytes.Equal(kept, damaged) || err != nil {
+				t.Errorf("seed %d, %s: the damaged file was not kept: %v", seed, name, err)
+			}
+		}
+		if _, err := s.CreateEndpoint(Endpoint{ID: "new"}, Want{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.99")}}); err != nil {
+			t.Errorf("seed %d, %s: %v", seed, name, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("seed %d: %d of %d damaged files were set aside; the others were damaged where nothing is", seed, setAside, len(cases))
+	if setAside < 8 {
+		t.Errorf("only %d set aside", setAside)
 	}
 }

@@ -23,6 +23,9 @@ var ErrInjected = errors.New("injected failure")
 type Host struct {
 	// FailAt makes that write fail, counted from 1; 0 fails none.
 	FailAt int
+	// CrashAt makes that write panic with Crash, as a program ends that is
+	// killed before it.
+	CrashAt int
 	// Own are addresses that the machine had before.
 	Own []netip.Addr
 	// Routers are the next hops of its routes.
@@ -32,6 +35,7 @@ type Host struct {
 	writes    int
 	links     map[string]link.Found
 	texts     map[string]string // what else there is to say of a link
+	peers     map[string]string // ends of veth pairs that are on the host
 	aliases   map[netip.Addr]string
 	rules     rules // in the kernel
 	told      rules // in the backend's memory
@@ -43,7 +47,7 @@ type Host struct {
 // and br-ex.
 func New() *Host {
 	none := rules{networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{}}
-	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, aliases: map[netip.Addr]string{}, rules: none, told: none.clone()}
+	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, rules: none, told: none.clone()}
 }
 
 // Flush takes all rules away behind the backend's back.
@@ -108,13 +112,27 @@ func (h *Host) Forgotten() []string {
 	return slices.Clone(h.forgotten)
 }
 
+// Crash is what a write panics with that was told to.
+const Crash = "crash"
+
 // write counts a write and says whether it fails.
 func (h *Host) write(what string) error {
 	h.writes++
+	if h.writes == h.CrashAt {
+		panic(Crash)
+	}
 	if h.writes == h.FailAt {
 		return fmt.Errorf("%s: %w", what, ErrInjected)
 	}
 	return nil
+}
+
+// Intercept counts a write that is made elsewhere, and says whether it fails:
+// for a store.Store, so that its writes fail and crash like the kernel's.
+func (h *Host) Intercept(what string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.write(what)
 }
 
 // String prints the machine as the tools of a real one would.
@@ -195,6 +213,9 @@ func (h *Host) EnsureVeth(v link.Veth) error {
 		return fmt.Errorf("no bridge %s", v.Bridge)
 	}
 	h.links[v.Host] = link.Found{Owner: v.Owner, Note: v.Note, Bridge: v.Bridge, Up: true, MTU: v.MTU}
+	if _, ok := h.texts[v.Host]; !ok {
+		h.peers[v.Host] = v.Peer
+	}
 	h.texts[v.Host] = fmt.Sprintf(" peer %s %s%s", v.Peer, v.MAC, flag(v.Isolated, " isolated"))
 	return nil
 }
@@ -221,8 +242,23 @@ func (h *Host) Survey() (link.Survey, error) {
 func (h *Host) HasLink(name string) (bool, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, ok := h.links[name]
-	return ok, nil
+	if _, ok := h.links[name]; ok {
+		return true, nil
+	}
+	for host := range h.links {
+		if h.peers[host] == name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Take moves the container's end of a veth pair out of the host, as the engine
+// does after Join.
+func (h *Host) Take(host string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.peers, host)
 }
 
 // EnsureAlias implements driver.Addresses.

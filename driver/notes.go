@@ -1,0 +1,137 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/extip/extip/link"
+	"github.com/extip/extip/pool"
+	"github.com/extip/extip/store"
+)
+
+// A link of ours carries, beside its owner's id, a note of what is recorded of
+// it: if the store is lost, the records are rebuilt from the notes. A note is
+// words of the form key=value.
+
+func networkNote(n store.Network) string {
+	note := fmt.Sprintf("parent=%s source=%s egress=%s auto=%t icc=%t internal=%t", n.Parent, n.Source, n.Egress, n.Auto, n.ICC, n.Internal)
+	if withPool := note + " pool=" + n.Pool.String(); link.NoteFits(n.ID, withPool) {
+		return withPool
+	}
+	return note
+}
+
+func endpointNote(e store.Endpoint) string {
+	return fmt.Sprintf("network=%s ip=%s external=%s source=%s egress=%s", e.Network, join(e.Addresses), join(e.External), e.Source, e.Egress)
+}
+
+func words(note string) map[string]string {
+	m := map[string]string{}
+	for _, word := range strings.Fields(note) {
+		key, value, _ := strings.Cut(word, "=")
+		m[key] = value
+	}
+	return m
+}
+
+// noted makes a network's record of its bridge. Its pool, if it was too long
+// for the note, is the default one.
+func (d *Driver) noted(name string, found link.Found) (store.Network, error) {
+	w := words(found.Note)
+	n := store.Network{
+		ID: found.Owner, Bridge: name, Parent: w["parent"], MTU: found.MTU, Gateways: found.Addresses,
+		Source: store.Source(w["source"]), Egress: store.Egress(w["egress"]), Pool: d.defaults.Pool,
+	}
+	var errs []error
+	for key, to := range map[string]*bool{"auto": &n.Auto, "icc": &n.ICC, "internal": &n.Internal} {
+		value, err := strconv.ParseBool(w[key])
+		*to = value
+		errs = append(errs, err)
+	}
+	if text, ok := w["pool"]; ok {
+		var err error
+		n.Pool, err = pool.Parse(text)
+		errs = append(errs, err)
+	}
+	if n.Parent == "" || len(n.Gateways) == 0 {
+		errs = append(errs, errors.New("its note is incomplete"))
+	}
+	return n, errors.Join(errs...)
+}
+
+// notedEndpoint makes an endpoint's record of the host's end of its veth pair.
+func notedEndpoint(found link.Found) (store.Endpoint, error) {
+	w := words(found.Note)
+	e := store.Endpoint{
+		ID: found.Owner, Network: w["network"], State: store.Published, Created: time.Now().UTC(),
+		Source: store.Source(w["source"]), Egress: store.Egress(w["egress"]),
+	}
+	inside, err := netip.ParsePrefix(w["ip"])
+	if err != nil {
+		return e, fmt.Errorf("its note is incomplete: %w", err)
+	}
+	e.Addresses = []netip.Prefix{inside}
+	e.MAC = link.MAC(e.Addresses).String()
+	for text := range strings.SplitSeq(w["external"], ",") {
+		if text == "" {
+			continue
+		}
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return e, err
+		}
+		e.External = append(e.External, a)
+	}
+	return e, nil
+}
+
+// rebuild fills an empty store from the notes in the kernel. What can't be
+// read is reported; reconciling will remove it.
+func (d *Driver) rebuild() error {
+	found, err := d.kernel.Survey()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	failed := func(name string, err error) { errs = append(errs, fmt.Errorf("%s can't be rebuilt: %w", name, err)) }
+	for name, l := range found.Links {
+		if !l.IsBridge {
+			continue
+		}
+		rec, err := d.noted(name, l)
+		if err == nil {
+			err = d.store.PutNetwork(rec)
+		}
+		if err != nil {
+			failed(name, err)
+			continue
+		}
+		d.networks[rec.ID] = &network{rec: rec, known: true}
+	}
+	for name, l := range found.Links {
+		if l.IsBridge {
+			continue
+		}
+		rec, err := notedEndpoint(l)
+		if err == nil && d.networks[rec.Network] == nil {
+			err = fmt.Errorf("unknown network %s", short(rec.Network))
+		}
+		if err == nil {
+			rec, err = d.store.CreateEndpoint(rec, store.Want{Addresses: rec.External})
+		}
+		if err != nil {
+			failed(name, err)
+			continue
+		}
+		e := &endpoint{id: rec.ID, network: rec.Network, rec: rec, known: true}
+		d.endpoints[e.id] = e
+		d.remember(e)
+		d.markPublished(e)
+	}
+	d.log.Warnf("rebuilt from the kernel: %d networks, %d endpoints", len(d.networks), len(d.endpoints))
+	return errors.Join(errs...)
+}

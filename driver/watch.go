@@ -1,0 +1,159 @@
+package driver
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/extip/extip/link"
+	"github.com/extip/extip/store"
+)
+
+const (
+	// settle is how long a hint waits for others, so that a storm of them is
+	// answered once.
+	settle = 50 * time.Millisecond
+	// rest is how long there is at least between two runs, and effort how
+	// many times as long as a run took: what is broken again and again
+	// costs a bounded share of a processor.
+	rest   = 200 * time.Millisecond
+	effort = 4
+	// retryAfter is when a run that failed is followed by another; the wait
+	// doubles each time, up to the interval.
+	retryAfter = time.Second
+)
+
+// Hint asks for a Reconcile soon. It may be called concurrently, as often as
+// there is a reason.
+func (d *Driver) Hint(cause string) {
+	select {
+	case d.hints <- cause:
+	default: // one is waiting already
+	}
+}
+
+// Run reconciles at hints, and every interval without one, until ctx ends.
+func (d *Driver) Run(ctx context.Context, interval time.Duration) error {
+	retry := retryAfter
+	next := interval
+	for {
+		cause := "timer"
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(next):
+		case cause = <-d.hints:
+			if !wait(ctx, settle) {
+				return nil
+			}
+			select {
+			case <-d.hints:
+			default:
+			}
+		}
+		began := time.Now()
+		next = interval
+		if _, err := d.Reconcile(cause); err != nil {
+			d.log.WithField("cause", cause).WithError(err).Error("not reconciled")
+			next = min(retry, interval)
+			retry *= 2
+		} else {
+			retry = retryAfter
+		}
+		if !wait(ctx, max(rest, effort*time.Since(began))) {
+			return nil
+		}
+	}
+}
+
+// wait returns false if ctx ends first.
+func wait(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// NetworkChanged takes a change of the host's network, and asks for a
+// Reconcile if it is damage. Most changes are the driver's own work, or none of
+// its business.
+func (d *Driver) NetworkChanged(c link.Change) {
+	if !d.isDamage(c) {
+		return
+	}
+	d.Hint(strings.TrimSpace(string(c.Kind) + " " + c.Link))
+	if c.Kind == link.LinkUp {
+		d.announceAgain(c.Link)
+	}
+}
+
+func (d *Driver) isDamage(c link.Change) bool {
+	switch c.Kind {
+	case link.Missed:
+		return true
+	case link.AddressGone:
+		d.publishing.Lock()
+		e := d.published[c.Prefix.Addr()]
+		d.publishing.Unlock()
+		return e.isIdle() || d.anyNetwork(func(n *network) bool {
+			return n.rec.Bridge == c.Link && slices.Contains(n.rec.Gateways, c.Prefix)
+		})
+	case link.RouteGone:
+		return d.anyNetwork(func(n *network) bool {
+			return slices.Contains(natNetwork(n.rec).Subnets, c.Prefix)
+		})
+	case link.LinkGone, link.LinkDown, link.PortGone:
+		d.mu.Lock()
+		e := d.links[c.Link]
+		d.mu.Unlock()
+		return e.isIdle() || d.anyNetwork(func(n *network) bool { return n.rec.Bridge == c.Link })
+	case link.LinkUp:
+		return d.anyNetwork(func(n *network) bool { return n.rec.Parent == c.Link })
+	default:
+		return false
+	}
+}
+
+// isIdle tells whether an endpoint is there and no call is changing it; if one
+// is, the change is most likely its own. Of those that are not, the slow
+// Reconcile takes care.
+func (e *endpoint) isIdle() bool {
+	if e == nil || !e.mu.TryLock() {
+		return false
+	}
+	defer e.mu.Unlock()
+	return e.known
+}
+
+// anyNetwork asks about the networks that no call is changing.
+func (d *Driver) anyNetwork(ask func(*network) bool) bool {
+	for _, n := range d.networkList() {
+		if !n.mu.TryRLock() {
+			continue
+		}
+		yes := n.known && ask(n)
+		n.mu.RUnlock()
+		if yes {
+			return true
+		}
+	}
+	return false
+}
+
+// announceAgain tells the neighbours on a parent that came up, or up again,
+// where its addresses are: they may have learned otherwise meanwhile.
+func (d *Driver) announceAgain(parent string) {
+	d.eachEndpoint(func(n *network, e *endpoint) {
+		if n.rec.Parent != parent || e.rec.State != store.Published {
+			return
+		}
+		for _, a := range e.rec.External {
+			if err := d.kernel.Announce(parent, a); err != nil {
+				d.log.WithField("external", a).WithError(err).Warn("not announced")
+			}
+		}
+	})
+}
