@@ -168,7 +168,7 @@ type orphan struct {
 
 // sweep forgets orphans with one change of the rules and of the store, however
 // many there are: after a reboot it is all of them.
-func (d *Driver) sweep(orphans []orphan) error {
+func (r *repair) sweep(orphans []orphan) error {
 	var errs []error
 	var maps []nat.Mapping
 	var flows []netip.Addr
@@ -177,8 +177,9 @@ func (d *Driver) sweep(orphans []orphan) error {
 	for _, o := range orphans {
 		var failed error
 		for _, a := range o.e.rec.External {
-			failed = errors.Join(failed, d.kernel.RemoveAlias(o.n.rec.Parent, a))
+			failed = errors.Join(failed, r.kernel.RemoveAlias(o.n.rec.Parent, a))
 		}
+		failed = errors.Join(failed, down(r.plumbing(o.n.rec, o.e.rec)))
 		if failed != nil {
 			errs = append(errs, failed)
 			continue
@@ -192,16 +193,18 @@ func (d *Driver) sweep(orphans []orphan) error {
 		return errors.Join(errs...)
 	}
 	for _, change := range []func() error{
-		func() error { return d.kernel.NAT.Remove(maps...) },
-		func() error { return d.kernel.Forget(flows...) },
-		func() error { return d.store.DeleteEndpoints(ids...) },
+		func() error { return r.kernel.NAT.Remove(maps...) },
+		func() error { return r.kernel.Forget(flows...) },
+		func() error { return r.store.DeleteEndpoints(ids...) },
 	} {
 		if err := change(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 	}
 	for _, o := range swept {
-		d.forgetEndpoint(o.e)
+		host, _ := link.VethNames(o.e.id)
+		delete(r.found.Links, host)
+		r.forgetEndpoint(o.e)
 	}
 	return errors.Join(errs...)
 }
