@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 type config struct {
 	pluginSocket, state string
 	parent, pool        string
+	reconcileInterval   time.Duration
 	logLevel, logFormat string
 }
 
@@ -31,6 +33,9 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 			if err := environment(cmd.Flags()); err != nil {
 				return err
 			}
+			if c.reconcileInterval <= 0 {
+				return fmt.Errorf("--reconcile-interval=%s: it must be more than 0", c.reconcileInterval)
+			}
 			return serve(cmd.Context(), c)
 		},
 	}
@@ -39,6 +44,7 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 	f.StringVar(&c.state, "state", "/var/lib/extip/extip.db", "file that remembers networks, endpoints and addresses")
 	f.StringVar(&c.parent, "parent", "", "host interface for networks that name none (default: that of the default route)")
 	f.StringVar(&c.pool, "pool", "", "external addresses for networks that name none: addresses, first-last ranges, CIDRs")
+	f.DurationVar(&c.reconcileInterval, "reconcile-interval", 30*time.Second, "how often the kernel is compared with the records when nothing hints at a difference")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warning or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	return cmd

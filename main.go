@@ -81,16 +81,38 @@ func serve(ctx context.Context, c config) (rerr error) {
 	if err != nil {
 		return err
 	}
+	changes, err := kernel.host.Watch() // from before Restore, so that nothing is missed
+	if err != nil {
+		return err
+	}
 	if err := d.Restore(); err != nil {
 		log.WithError(err).Error("not everything could be restored")
 	}
 	log.WithFields(logrus.Fields{"version": version, "socket": c.pluginSocket}).Info("serving")
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return driver.NewGuard(d, log).Serve(ctx, socket) })
+	group.Go(func() error { return d.Run(ctx, c.reconcileInterval) })
+	group.Go(func() error { return changes.Run(ctx, d.NetworkChanged) })
 	group.Go(func() error { return kernel.announcer.Run(ctx) })
+	group.Go(func() error { return onHangup(ctx, func() { d.Hint("SIGHUP") }) })
 	err = group.Wait()
 	log.Info("stopped; what is in the kernel stays")
 	return errors.Join(err, kernel.close())
+}
+
+// onHangup calls fn for each SIGHUP until ctx ends.
+func onHangup(ctx context.Context, fn func()) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			fn()
+		}
+	}
 }
 
 // kernel is the driver's Kernel with what has to be run and closed of it.
