@@ -14,6 +14,7 @@ import (
 // config is what extip serve is told by flags and environment.
 type config struct {
 	pluginSocket, state string
+	engineSocket        string
 	parent, pool        string
 	reconcileInterval   time.Duration
 	logLevel, logFormat string
@@ -42,6 +43,7 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 	f := cmd.Flags()
 	f.StringVar(&c.pluginSocket, "plugin-socket", "/run/docker/plugins/extip.sock", "socket for the engine, made with mode 0600")
 	f.StringVar(&c.state, "state", "/var/lib/extip/extip.db", "file that remembers networks, endpoints and addresses")
+	f.StringVar(&c.engineSocket, "engine-socket", "/run/docker.sock", "the engine's API, asked now and then for containers' names and what it has forgotten; empty: never")
 	f.StringVar(&c.parent, "parent", "", "host interface for networks that name none (default: that of the default route)")
 	f.StringVar(&c.pool, "pool", "", "external addresses for networks that name none: addresses, first-last ranges, CIDRs")
 	f.DurationVar(&c.reconcileInterval, "reconcile-interval", 30*time.Second, "how often the kernel is compared with the records when nothing hints at a difference")

@@ -94,6 +94,9 @@ func serve(ctx context.Context, c config) (rerr error) {
 	group.Go(func() error { return d.Run(ctx, c.reconcileInterval) })
 	group.Go(func() error { return changes.Run(ctx, d.NetworkChanged) })
 	group.Go(func() error { return kernel.announcer.Run(ctx) })
+	if c.engineSocket != "" {
+		group.Go(func() error { return d.Audit(ctx, driver.NewEngineSocket(c.engineSocket)) })
+	}
 	group.Go(func() error { return onHangup(ctx, func() { d.Hint("SIGHUP") }) })
 	err = group.Wait()
 	log.Info("stopped; what is in the kernel stays")

@@ -53,6 +53,8 @@ type Driver struct {
 
 	reconciling sync.Mutex
 	hints       chan string
+	// joined asks for an audit soon: there may be a name to learn.
+	joined chan struct{}
 	// activated is when the engine last asked who we are, in nanoseconds of
 	// Unix time: it does so once in its life.
 	activated atomic.Int64
@@ -94,7 +96,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 		kernel: k, store: s, defaults: defaults, log: log,
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
-		published: map[netip.Addr]*endpoint{}, hints: make(chan string, 1),
+		published: map[netip.Addr]*endpoint{}, hints: make(chan string, 1), joined: make(chan struct{}, 1),
 	}
 	networks, err := s.Networks()
 	if err != nil {

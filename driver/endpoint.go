@@ -250,6 +250,10 @@ func (d *Driver) Join(r *api.JoinRequest) (*api.JoinResponse, error) {
 	if err := d.publish(n, e); err != nil {
 		return nil, err
 	}
+	select {
+	case d.joined <- struct{}{}:
+	default:
+	}
 	_, peer := link.VethNames(e.rec.ID)
 	answer := &api.JoinResponse{InterfaceName: api.InterfaceName{SrcName: peer, DstPrefix: "eth"}}
 	if !n.rec.Internal {
