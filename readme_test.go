@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/extip/extip/driver"
+)
+
+// TestREADME holds the tables of options and flags to the code's.
+func TestREADME(t *testing.T) {
+	content, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var options, flags []string
+	for _, o := range driver.Options() {
+		options = append(options, fmt.Sprintf("| `%s` | %s | %s | %s |", o.Key, o.Where(), o.Value, o.Default))
+	}
+	serveCommand().Flags().VisitAll(func(f *pflag.Flag) {
+		value := ""
+		if f.DefValue != "" {
+			value = "`" + f.DefValue + "`"
+		}
+		flags = append(flags, fmt.Sprintf("| `--%s` | %s | %s |", f.Name, value, f.Usage))
+	})
+	for _, table := range []struct {
+		header string
+		rows   []string
+	}{
+		{"| option | on | value | default |\n|---|---|---|---|\n", options},
+		{"| flag | default | |\n|---|---|---|\n", flags},
+	} {
+		_, after, ok := strings.Cut(string(content), table.header)
+		have, _, _ := strings.Cut(after, "\n\n")
+		if want := strings.Join(table.rows, "\n"); !ok || have != want {
+			t.Errorf("README.md should have:\n%s%s\n\nbut has:\n%s", table.header, want, have)
+		}
+	}
+}
+
+// TestEnvironmentTwins: every flag can be set by its twin, and wins over it.
+func TestEnvironmentTwins(t *testing.T) {
+	t.Setenv("EXTIP_PARENT", "br-ex")
+	t.Setenv("EXTIP_LOG_LEVEL", "debug")
+	t.Setenv("EXTIP_RECONCILE_INTERVAL", "5s")
+	flags := serveCommand().Flags()
+	if err := flags.Parse([]string{"--log-level", "warning"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := environment(flags); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"parent": "br-ex", "log-level": "warning", "reconcile-interval": "5s", "log-format": "text"} {
+		if got := flags.Lookup(name).Value.String(); got != want {
+			t.Errorf("--%s is %q, want %q", name, got, want)
+		}
+	}
+	t.Setenv("EXTIP_RECONCILE_INTERVAL", "soon")
+	if err := environment(serveCommand().Flags()); err == nil || !strings.Contains(err.Error(), "EXTIP_RECONCILE_INTERVAL=soon") {
+		t.Errorf("error %v", err)
+	}
+}
