@@ -124,13 +124,16 @@ func (s *side) shape() [2]bool { return [2]bool{s.model.active(), len(s.model.ne
 func (s *side) rewrite(before map[chainName][]string) error {
 	var b batch
 	for _, name := range slices.SortedFunc(maps.Keys(before), chainName.compare) {
-		rules := s.model.rules(name.chain)
+		rules, size := s.model.rules(name.chain), 0
+		if len(before[name]) > 0 || s.model.permanent(name.chain) {
+			size = chainEntries + len(before[name])
+		}
 		switch {
 		case slices.Equal(before[name], rules):
 		case len(rules) == 0 && !s.model.permanent(name.chain):
-			b.section(name.table).delete(name.chain)
+			b.section(name.table).delete(name.chain, size)
 		default:
-			b.section(name.table).set(name.chain, rules)
+			b.section(name.table).set(name.chain, size, rules)
 		}
 	}
 	return s.tool.write(&b)

@@ -151,7 +151,7 @@ func (m *model) touched(e change) []chainName {
 // tables is everything that the kernel should hold of the family.
 func (m *model) tables() []table {
 	networks := m.sorted()
-	natTable := table{name: tableNat, prefix: "XIP-"}
+	natTable := table{name: tableNat, prefix: ourPrefix}
 	if m.active() {
 		natTable.jumps = natJumps()
 		natTable.chains = map[string][]string{}
@@ -164,7 +164,7 @@ func (m *model) tables() []table {
 			}
 		}
 	}
-	mangle := table{name: tableMangle, prefix: "XIP-"}
+	mangle := table{name: tableMangle, prefix: ourPrefix}
 	if len(networks) > 0 {
 		mangle.jumps = isolateJumps()
 		mangle.chains = map[string][]string{chainIsolate: m.rules(chainIsolate)}

@@ -29,6 +29,10 @@ const (
 	chainForward     = "EXTIP-FORWARD"
 )
 
+// ourPrefix is how the names of our chains in nat and mangle begin. In filter
+// only the one chain is ours.
+const ourPrefix = "XIP-"
+
 const (
 	tableNat    = "nat"
 	tableMangle = "mangle"

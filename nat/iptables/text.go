@@ -22,6 +22,30 @@ type held struct {
 	builtin map[string]bool
 }
 
+// A user-defined chain takes two entries of a table besides its rules: its
+// name, and the return at its end.
+const chainEntries = 2
+
+// size is how many entries of the table a chain takes, 0 if there is none.
+func (h held) size(chain string) int {
+	rules, exists := h.chains[chain]
+	switch {
+	case !exists:
+		return 0
+	case h.builtin[chain]:
+		return len(rules)
+	}
+	return len(rules) + chainEntries
+}
+
+// entries is how many there are in the table, but for those of an empty one.
+func (h held) entries() (n int) {
+	for chain := range h.chains {
+		n += h.size(chain)
+	}
+	return n
+}
+
 // parse reads the output of iptables-save, by table.
 func parse(save string) map[string]held {
 	tables := map[string]held{}
@@ -60,12 +84,12 @@ func (t table) repair(have held, b *batch) []string {
 		} else {
 			note("chain %s was missing", chain)
 		}
-		sec.set(chain, t.chains[chain])
+		sec.set(chain, have.size(chain), t.chains[chain])
 	}
 	for _, chain := range slices.Sorted(maps.Keys(have.chains)) {
 		if _, wanted := t.chains[chain]; !wanted && strings.HasPrefix(chain, t.prefix) {
 			note("chain %s was left over", chain)
-			sec.delete(chain)
+			sec.delete(chain, have.size(chain))
 		}
 	}
 	wanted := map[string]jump{}
@@ -166,6 +190,7 @@ type batch struct{ sections []*section }
 type section struct {
 	table                                   string
 	declare, remove, fill, insert, deletion []string
+	grows                                   int // entries that the table will have more
 }
 
 func (b *batch) section(table string) *section {
@@ -179,9 +204,10 @@ func (b *batch) section(table string) *section {
 	return s
 }
 
-// set makes a chain hold exactly these rules: declaring it creates it, or
-// empties the one that is there.
-func (s *section) set(chain string, rules []string) {
+// set makes a chain, which takes size entries now, hold exactly these rules:
+// declaring it creates it, or empties the one that is there.
+func (s *section) set(chain string, size int, rules []string) {
+	s.grows += chainEntries + len(rules) - size
 	s.declare = append(s.declare, ":"+chain+" - [0:0]")
 	for _, r := range rules {
 		s.fill = append(s.fill, "-A "+chain+" "+r)
@@ -190,27 +216,36 @@ func (s *section) set(chain string, rules []string) {
 
 // delete takes a chain away. It is declared first, which empties it and
 // makes its absence no error.
-func (s *section) delete(chain string) {
-	s.set(chain, nil)
+func (s *section) delete(chain string, size int) {
+	s.set(chain, size, nil)
+	s.grows -= chainEntries
 	s.deletion = append(s.deletion, "-X "+chain)
 }
 
 func (s *section) removeRule(chain, rule string) {
+	s.grows--
 	s.remove = append(s.remove, "-D "+chain+" "+rule)
 }
 
 func (s *section) insertRule(chain string, place int, rule string) {
+	s.grows++
 	s.insert = append(s.insert, fmt.Sprintf("-I %s %d %s", chain, place, rule))
 }
 
 // String is the batch as iptables-restore reads it; "" if it changes nothing.
 func (b *batch) String() string {
 	var out strings.Builder
-	for _, s := range b.sections {
-		lines := slices.Concat(s.declare, s.remove, s.fill, s.insert, s.deletion)
-		if len(lines) > 0 {
-			fmt.Fprintf(&out, "*%s\n%s\nCOMMIT\n", s.table, strings.Join(lines, "\n"))
-		}
+	for _, s := range b.used() {
+		fmt.Fprintf(&out, "*%s\n%s\nCOMMIT\n", s.table, strings.Join(s.lines(), "\n"))
 	}
 	return out.String()
+}
+
+// used is the sections that change something.
+func (b *batch) used() []*section {
+	return slices.DeleteFunc(slices.Clone(b.sections), func(s *section) bool { return len(s.lines()) == 0 })
+}
+
+func (s *section) lines() []string {
+	return slices.Concat(s.declare, s.remove, s.fill, s.insert, s.deletion)
 }

@@ -14,6 +14,11 @@ import (
 type tool struct {
 	family        family
 	save, restore string // paths of the programs
+	// legacy says that the rules are in ip_tables, not nf_tables.
+	legacy bool
+	// ledger is told of all reads and writes while there is a Watcher;
+	// otherwise nil.
+	ledger ledger
 	// run starts a program and returns what it printed.
 	run func(stdin, path string, args ...string) (string, error)
 }
@@ -60,27 +65,30 @@ func find(path string) (tools, error) {
 		name := dir + "ip" + f.String() + "tables" + suffix
 		found[i] = tool{family: f, save: name + "-save", restore: name + "-restore", run: run}
 	}
-	return found, sameFlavour(path, found[0])
+	flavour, err := flavourOf(path, found[0])
+	for i := range found {
+		found[i].legacy = flavour == "legacy"
+	}
+	return found, err
 }
 
 func families() [2]family { return [2]family{{v6: false}, {v6: true}} }
 
-// sameFlavour refuses an iptables whose companions write into the other of
-// the kernel's two rule engines.
-func sameFlavour(path string, t tool) error {
-	var flavour string
+// flavourOf is which of the kernel's two rule engines an iptables writes to:
+// "nf_tables" or "legacy". Companions that write to the other are refused.
+func flavourOf(path string, t tool) (flavour string, err error) {
 	for i, program := range []string{path, t.save, t.restore} {
 		version, err := run("", program, "--version")
 		if err != nil {
-			return fmt.Errorf("nat: find iptables: %w", err)
+			return "", fmt.Errorf("nat: find iptables: %w", err)
 		}
 		_, after, _ := strings.Cut(strings.TrimRight(version, ")\n"), "(")
 		if i > 0 && after != flavour {
-			return fmt.Errorf("nat: find iptables: %s and %s differ in flavour: %s and %s", path, program, flavour, after)
+			return "", fmt.Errorf("nat: find iptables: %s and %s differ in flavour: %s and %s", path, program, flavour, after)
 		}
 		flavour = after
 	}
-	return nil
+	return flavour, nil
 }
 
 func run(stdin, path string, args ...string) (string, error) {
@@ -103,8 +111,14 @@ func (t tool) write(b *batch) error {
 	if text == "" {
 		return nil
 	}
-	_, err := t.run(text, t.restore, "--noflush", "--wait="+lockWait)
-	return err
+	restore := func() error {
+		_, err := t.run(text, t.restore, "--noflush", "--wait="+lockWait)
+		return err
+	}
+	if t.ledger == nil {
+		return restore()
+	}
+	return t.ledger.write(t.family, b, restore)
 }
 
 // converge reads the rules, makes the tables hold what they should, and
@@ -120,6 +134,9 @@ func (t tool) converge(needed bool, want ...table) ([]string, error) {
 		return nil, err
 	}
 	have := parse(text)
+	if t.ledger != nil {
+		t.ledger.read(t.family, have)
+	}
 	var repaired []string
 	var b batch
 	for _, w := range want {
