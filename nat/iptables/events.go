@@ -82,8 +82,11 @@ func (e *events) write(_ family, b *batch, restore func() error) error {
 	return nil
 }
 
-// isOwn tells whether a generation is ours. It is asked in ascending order.
-func (e *events) isOwn(gen uint32) bool {
+// isOwn tells whether a generation is ours, after a write of ours that is
+// going on. It is asked in ascending order.
+func (e *events) isOwn(gen uint32, b *Backend) bool {
+	b.writing.Lock()
+	defer b.writing.Unlock()
 	for len(e.own) > 0 && int32(gen-e.own[0].last) > 0 {
 		e.own = e.own[1:]
 	}
@@ -101,9 +104,16 @@ func (e *events) generation() (uint32, error) {
 	if _, err := e.asked.Write(ask); err != nil {
 		return 0, err
 	}
-	buf := make([]byte, 4096)
-	n, err := e.asked.Read(buf)
+	conn, err := e.asked.SyscallConn()
 	if err != nil {
+		return 0, err
+	}
+	buf, n, nerr := make([]byte, 4096), 0, error(nil)
+	err = conn.Read(func(fd uintptr) bool {
+		n, nerr = unix.Read(int(fd), buf)
+		return true // never wait: callers hold the lock
+	})
+	if err := errors.Join(err, nerr); err != nil {
 		return 0, err
 	}
 	messages, err := syscall.ParseNetlinkMessage(buf[:n])
@@ -147,10 +157,7 @@ func (e *events) run(ctx context.Context, w *Watcher, changed func()) error {
 				concerned = concerned || concerns(m)
 				continue
 			}
-			w.backend.writing.Lock()
-			own := e.isOwn(gen)
-			w.backend.writing.Unlock()
-			if concerned && !own {
+			if concerned && !e.isOwn(gen, w.backend) {
 				changed()
 			}
 			concerned = false
