@@ -14,10 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/extip/extip/announce"
 	"github.com/extip/extip/driver"
-	"github.com/extip/extip/link"
-	"github.com/extip/extip/nat/iptables"
 	"github.com/extip/extip/pool"
 	"github.com/extip/extip/store"
 )
@@ -81,7 +78,8 @@ func serve(ctx context.Context, c config) (rerr error) {
 	if err != nil {
 		return err
 	}
-	changes, err := kernel.host.Watch() // from before Restore, so that nothing is missed
+	// Watched from before Restore, so that nothing is missed.
+	watchers, err := kernel.watch(d)
 	if err != nil {
 		return err
 	}
@@ -92,12 +90,14 @@ func serve(ctx context.Context, c config) (rerr error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return driver.NewGuard(d, log).Serve(ctx, socket) })
 	group.Go(func() error { return d.Run(ctx, c.reconcileInterval) })
-	group.Go(func() error { return changes.Run(ctx, d.NetworkChanged) })
+	for _, watch := range watchers {
+		group.Go(func() error { return watch(ctx) })
+	}
 	group.Go(func() error { return kernel.announcer.Run(ctx) })
+	group.Go(func() error { return onHangup(ctx, func() { d.Hint("SIGHUP") }) })
 	if c.engineSocket != "" {
 		group.Go(func() error { return d.Audit(ctx, driver.NewEngineSocket(c.engineSocket)) })
 	}
-	group.Go(func() error { return onHangup(ctx, func() { d.Hint("SIGHUP") }) })
 	err = group.Wait()
 	log.Info("stopped; what is in the kernel stays")
 	return errors.Join(err, kernel.close())
@@ -116,35 +116,4 @@ func onHangup(ctx context.Context, fn func()) error {
 			fn()
 		}
 	}
-}
-
-// kernel is the driver's Kernel with what has to be run and closed of it.
-type kernel struct {
-	driver.Kernel
-	host      *link.Host
-	announcer *announce.Announcer
-}
-
-func open() (kernel, error) {
-	host, err := link.New("/proc/sys/net")
-	if err != nil {
-		return kernel{}, err
-	}
-	announcer, err := announce.New()
-	if err != nil {
-		return kernel{}, err
-	}
-	rules, err := iptables.New("")
-	if err != nil {
-		return kernel{}, err
-	}
-	return kernel{
-		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Announcer: announcer, NAT: rules},
-		host:   host, announcer: announcer,
-	}, nil
-}
-
-func (k kernel) close() error {
-	k.host.Close()
-	return k.announcer.Close()
 }

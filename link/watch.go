@@ -39,6 +39,10 @@ type Change struct {
 // watchBuffer holds some ten thousand events, in bytes.
 const watchBuffer = 4 << 20
 
+// drained is how long there must be no event, in microseconds, for the queue to
+// count as empty.
+const drained = 1000
+
 // A Watcher turns the kernel's route messages into changes.
 type Watcher struct {
 	socket *nl.NetlinkSocket
@@ -87,12 +91,26 @@ func (w *Watcher) Run(ctx context.Context, fn func(Change)) error {
 			w.socket.Close()
 		}
 	}()
+	// After an overrun the kernel goes on to drop events, without another
+	// word, until all that it did queue is read (netlink_overrun,
+	// net/netlink/af_netlink.c).
+	overrun := false
 	for {
 		messages, _, err := w.socket.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
+			overrun = true
+			if err := w.socket.SetReceiveTimeout(&unix.Timeval{Usec: drained}); err != nil {
+				return fmt.Errorf("link: watch: %w", err)
+			}
+			continue
+		case overrun && errors.Is(err, unix.EAGAIN):
+			overrun = false
+			if err := w.socket.SetReceiveTimeout(&unix.Timeval{}); err != nil {
+				return fmt.Errorf("link: watch: %w", err)
+			}
 			fn(Change{Kind: Missed})
 			continue
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
