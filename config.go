@@ -15,6 +15,7 @@ import (
 type config struct {
 	pluginSocket, state string
 	engineSocket        string
+	sysctls             string
 	parent, pool        string
 	reconcileInterval   time.Duration
 	logLevel, logFormat string
@@ -44,6 +45,7 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 	f.StringVar(&c.pluginSocket, "plugin-socket", "/run/docker/plugins/extip.sock", "socket for the engine, made with mode 0600")
 	f.StringVar(&c.state, "state", "/var/lib/extip/extip.db", "file that remembers networks, endpoints and addresses")
 	f.StringVar(&c.engineSocket, "engine-socket", "/run/docker.sock", "the engine's API, asked now and then for containers' names and what it has forgotten; empty: never")
+	f.StringVar(&c.sysctls, "sysctls", "/proc/sys/net", "folder of the network's settings, where it can be written")
 	f.StringVar(&c.parent, "parent", "", "host interface for networks that name none (default: that of the default route)")
 	f.StringVar(&c.pool, "pool", "", "external addresses for networks that name none: addresses, first-last ranges, CIDRs")
 	f.DurationVar(&c.reconcileInterval, "reconcile-interval", 30*time.Second, "how often the kernel is compared with the records when nothing hints at a difference")
@@ -56,15 +58,17 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 func environment(flags *pflag.FlagSet) error {
 	var err error
 	flags.VisitAll(func(f *pflag.Flag) {
-		twin := "EXTIP_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if value, ok := os.LookupEnv(twin); ok && !f.Changed && err == nil {
+		if value, ok := os.LookupEnv(twin(f.Name)); ok && !f.Changed && err == nil {
 			if err = flags.Set(f.Name, value); err != nil {
-				err = fmt.Errorf("%s=%s: %w", twin, value, err)
+				err = fmt.Errorf("%s=%s: %w", twin(f.Name), value, err)
 			}
 		}
 	})
 	return err
 }
+
+// twin is the environment variable of a flag.
+func twin(flag string) string { return "EXTIP_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_")) }
 
 // logger writes to standard error, where systemd and the engine read it.
 func (c config) logger() (*logrus.Logger, error) {

@@ -18,8 +18,8 @@ type kernel struct {
 	rules     *iptables.Backend
 }
 
-func open() (kernel, error) {
-	host, err := link.New("/proc/sys/net")
+func open(c config) (kernel, error) {
+	host, err := link.New(c.sysctls)
 	if err != nil {
 		return kernel{}, err
 	}

@@ -63,7 +63,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 		return err
 	}
 	defer func() { rerr = errors.Join(rerr, records.Close()) }()
-	kernel, err := open()
+	kernel, err := open(c)
 	if err != nil {
 		return err
 	}

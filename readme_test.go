@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,6 +42,30 @@ func TestREADME(t *testing.T) {
 		if want := strings.Join(table.rows, "\n"); !ok || have != want {
 			t.Errorf("README.md should have:\n%s%s\n\nbut has:\n%s", table.header, want, have)
 		}
+	}
+}
+
+// TestPluginConfig: every flag can be set on a managed plugin, and nothing else.
+func TestPluginConfig(t *testing.T) {
+	content, err := os.ReadFile("plugin/config.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		Env []struct{ Name, Value string }
+	}
+	if err := json.Unmarshal(content, &config); err != nil {
+		t.Fatal(err)
+	}
+	var have, want []string
+	for _, e := range config.Env {
+		have = append(have, e.Name)
+	}
+	serveCommand().Flags().VisitAll(func(f *pflag.Flag) { want = append(want, twin(f.Name)) })
+	slices.Sort(have)
+	slices.Sort(want)
+	if !slices.Equal(have, want) {
+		t.Errorf("env %q, want %q", have, want)
 	}
 }
 
