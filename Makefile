@@ -1,0 +1,34 @@
+# Everything a contributor runs. CI runs scripts/test.sh, which calls these.
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+help: ## say what there is
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: ## the program, as bin/extip: static, so it runs on any Linux
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/extip .
+
+check: ## what needs no kernel: format, vet, staticcheck, modules, layout, shell
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt -w $$unformatted"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+	go mod tidy -diff
+	go test -run TestLayout .
+	@if command -v shellcheck >/dev/null; then echo shellcheck; shellcheck -x scripts/*.sh .ci/run; \
+	else echo "shellcheck is not installed: the scripts are unchecked"; fi
+
+# RACE=-race looks for data races too; that needs a C compiler.
+test: ## unit tests, and those with the kernel in private namespaces
+	go test $(RACE) $$(go list ./... | grep -v /e2e)
+
+# -count=1, as go does not know that the tests run the program.
+e2e: ## the whole thing with a real engine; as root
+	go test -count=1 -timeout 15m ./e2e
+
+quickstart: ## see it work in a private lab; as root
+	scripts/quickstart.sh
+
+clean: ## remove what build made
+	rm -rf bin
+
+.PHONY: help build check test e2e quickstart clean

@@ -1,0 +1,76 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: puts on this machine what they need, quietly,
+# and without starting any service.
+
+export PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin HOME=${HOME:-/root}
+
+die() { echo "$0: $*" >&2; exit 1; }
+
+# need PROGRAM=PACKAGE...: installs the packages whose program is missing.
+need() {
+	local pair missing=()
+	for pair; do
+		command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+	done
+	((${#missing[@]} == 0)) || apt_install "${missing[@]}"
+}
+
+# need_engine: Debian 12 and Ubuntu keep the engine's client in the same package.
+need_engine() { need dockerd=docker.io && need docker=docker-cli; }
+
+# apt_install PACKAGE...: a subshell, for its own trap.
+apt_install() (
+	command -v apt-get >/dev/null || die "this is not Debian or Ubuntu; please install: $*"
+	log=$(mktemp) policy=/usr/sbin/policy-rc.d
+	trap 'rm -f "$log"' EXIT
+	if [[ ! -e $policy ]]; then
+		# What a package asks before it starts its service: no (101).
+		trap 'rm -f "$log" "$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	echo "   installing: $*"
+	# A foreign source that can't be updated doesn't matter if the packages install.
+	{ apt-get -q update; apt-get -q -y --no-install-recommends install "$@"; } >"$log" 2>&1 </dev/null ||
+		{ tail -20 "$log" >&2; die "apt-get could not install: $*"; }
+)
+
+# need_go: any Go since 1.21 will do, as it fetches the one that go.mod names.
+need_go() {
+	local have candidate
+	if ! go_at_least 1.21; then
+		candidate=$(apt-cache policy golang-go 2>/dev/null | sed -n 's/.*Candidate: [0-9]*:*//p')
+		if dpkg --compare-versions "${candidate:-0}" ge 1.21; then
+			apt_install golang-go
+		else
+			go_from_backports
+		fi
+		go_at_least 1.21 || die "Go 1.21 or newer is needed, and the distribution has none: unpack the Go project's archive to /usr/local/go and try again"
+	fi
+	have=$(sed -n 's/^go //p' go.mod)
+	go_at_least "$have" || export GOTOOLCHAIN=auto
+}
+
+# go_at_least VERSION: the version that is installed, not what it would fetch.
+go_at_least() {
+	local have
+	have=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) && dpkg --compare-versions "${have#go}" ge "$1"
+}
+
+# go_from_backports: Debian's own newer packages for its stable release, from
+# the mirror in use. Only this call of apt-get knows that source.
+go_from_backports() {
+	local release dir
+	release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+	dir=$(mktemp -d)
+	cp -r /etc/apt/sources.list.d "$dir"
+	[[ ! -e /etc/apt/sources.list ]] || cp /etc/apt/sources.list "$dir/sources.list.d/main.list"
+	sed -i "s/\b$release-updates\b/$release-backports/" "$dir"/sources.list.d/*
+	cat >"$dir/apt.conf" <<-END
+		Dir::Etc::sourcelist "/dev/null";
+		Dir::Etc::sourceparts "$dir/sources.list.d";
+		APT::Default-Release "$release-backports";
+	END
+	APT_CONFIG=$dir/apt.conf apt_install golang-go || true
+	rm -rf "$dir"
+}
