@@ -96,8 +96,9 @@ main() {
 	END
 }
 
-# counted turns the compiler's list of packages into one line of progress.
-counted() { awk '{ if (!/^go: /) n++; else print "   " $0; if (n % 20 == 0) printf "   %d packages compiled\n", n }'; }
+# counted turns the compiler's list of packages into progress; what has more
+# to say than a name passes.
+counted() { awk 'NF > 1 { print "   " $0 } NF == 1 && ++n % 25 == 0 { printf "   %d packages compiled\n", n }'; }
 
 network() {
 	ip -o link
