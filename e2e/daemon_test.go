@@ -160,9 +160,9 @@ var noise = regexp.MustCompile(`loading plugin|msg="?\[core\]|msg=serving|\|(ofp
 func tail(s string, n int) string {
 	lines := slices.DeleteFunc(strings.SplitAfter(s, "\n"), noise.MatchString)
 	if cut := len(lines) - n; cut > 0 {
-		return fmt.Sprintf("… %d lines before …\n", cut) + strings.Join(lines[cut:], "")
+		lines = append([]string{fmt.Sprintf("… %d lines before …\n", cut)}, lines[cut:]...)
 	}
-	return s
+	return strings.Join(lines, "")
 }
 
 // install writes a program.

@@ -68,14 +68,15 @@ main() {
 	CGO_ENABLED=0 go build -o "$LAB/probe" ./e2e/probe
 	echo "   extip: $(du -h "$LAB/extip" | cut -f1), one static program"
 
-	local network settings code=0
+	local network settings unshare code=0
 	network=$(network) settings=$(settings)
 	# The lab is a process namespace: when its first process ends, so does everything in it.
 	local enter=(unshare --mount --net --uts --ipc --pid --fork --mount-proc --propagation private)
 	if [[ -n ${KEEP:-} ]]; then
 		setsid "${enter[@]}" -- "$PWD/scripts/quickstart.sh" --lab </dev/null &
+		unshare=$!
 		until [[ -e $LAB/up ]]; do
-			kill -0 $! 2>/dev/null || die "the lab did not come up"
+			kill -0 $unshare 2>/dev/null || die "the lab did not come up"
 			sleep 0.1
 		done
 	else
@@ -88,7 +89,7 @@ main() {
 	comm -23 <(echo "$settings") <(settings) | { ! grep .; } || die "these settings have changed"
 	echo "   as before"
 	((code == 0)) || exit "$code"
-	if [[ -n ${KEEP:-} ]]; then kept $!; fi
+	if [[ -n ${KEEP:-} ]]; then kept $unshare; fi
 	cat <<-END
 
 		To install it:  make build && install bin/extip /usr/local/bin/ && extip serve
@@ -111,18 +112,19 @@ network() {
 	done
 }
 
-settings() { grep -rs '' /proc/sys/net | grep -v 'nf_conntrack_count' | sort; }
+# Some can't be read, so grep fails.
+settings() { { grep -rs '' /proc/sys/net || true; } | grep -v nf_conntrack_count | sort; }
 
 # kept UNSHARE_PID: its child is the lab's first process.
 kept() {
 	local pid
 	trap - EXIT
-	read -r pid _ <"/proc/$1/task/$1/children"
+	pid=$(grep -lE "^PPid:\s+$1$" /proc/[0-9]*/status 2>/dev/null | cut -d/ -f3) || true
 	cat <<-END
 
 		The lab is up.  On the docker host:  nsenter -t $pid -m -n -u -i -p bash
 		                Outside:             nsenter -t $pid -m -n -u -i -p nsenter --net=/run/netns/outside bash
-		                Try there:           probe ask tcp $external:80
+		                Try there:           $LAB/probe ask tcp $external:80
 		                To end it:           kill $pid
 	END
 }
@@ -130,7 +132,7 @@ kept() {
 # tidy removes what could outlive the lab's processes.
 tidy() {
 	find /sys/fs/cgroup -depth -type d -path "*/${LAB##*/}*" -exec rmdir {} + 2>/dev/null || true
-	rm -rf "$LAB"
+	rm -rf "$LAB" 2>/dev/null || true
 }
 
 ### The lab, in which this shell is the first process and /run is new
@@ -183,7 +185,7 @@ lab() {
 	expect "outside saw $external" host docker exec web /probe ask udp $outside:80
 
 	step 7 "The rules behind it"
-	expect "to:$external" host sh -c 'iptables -t nat -L -n | grep -E "DNAT|SNAT"'
+	expect "to:$external" host sh -c 'iptables -t nat -L -n | grep -E "^(DNAT|SNAT)"'
 
 	if [[ -n ${KEEP:-} ]]; then
 		touch "$LAB/up"
@@ -200,7 +202,8 @@ lab() {
 	echo "   the docker host's addresses and rules are as before"
 }
 
-docker_host() { ip -o addr show br-ex && iptables-save -t nat | sed '/^[#:]/d' && nft -s list tables; }
+# docker_host: its addresses, its rules, and the chains that aren't built in.
+docker_host() { ip -o -4 addr && iptables-save | sed -n '/^-A/p; /^:.* - /s/ \[.*//p'; }
 
 # listening PID SOCKET LOG: waits until the program has its socket.
 listening() {
@@ -217,7 +220,7 @@ end_lab() {
 	local code=$?
 	trap - EXIT
 	docker ps -aq 2>/dev/null | xargs -r docker rm -f &>/dev/null || true
-	for pid in ${plugin:-} ${engine:-}; do
+	for pid in ${engine:-} ${plugin:-}; do # in this order: the engine has calls for the plugin
 		kill "$pid" 2>/dev/null || true
 		wait "$pid" || true
 	done
