@@ -18,7 +18,8 @@ var mayImport = map[string][]string{
 	"announce":          {},
 	"driver":            {"announce", "link", "nat", "pool", "store"},
 	"e2e/probe":         {},
-	"internal/hosttest": {"*"},
+	"internal/hosttest": {"link", "nat"},
+	"internal/nattest":  {"internal/nettest", "nat"},
 	"internal/nettest":  {},
 	"link":              {},
 	"nat":               {},
@@ -36,6 +37,7 @@ var doors = map[string][]string{
 	"github.com/docker/go-plugins-helpers": {"", "driver"},
 	"github.com/google/nftables":           {"nat", "nat/nftables"},
 	"github.com/sirupsen/logrus":           {"", "admin", "driver"},
+	"github.com/spf13":                     {"", "admin"},
 	"github.com/vishvananda/netlink":       {"link"},
 	"go.etcd.io/bbolt":                     {"store"},
 }
