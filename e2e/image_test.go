@@ -29,7 +29,7 @@ func build(pkg string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	cmd := onMachine("go", "build", "-o", dir+"/program", pkg)
+	cmd := onMachine("go", "build", "-buildvcs=false", "-o", dir+"/program", pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("go build %s: %w\n%s", pkg, err, out)

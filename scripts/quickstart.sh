@@ -64,8 +64,8 @@ main() {
 	step 2 "Build, with $(go version | cut -d' ' -f3)"
 	LAB=$(mktemp -d "${TMPDIR:-/tmp}/extip-quickstart-XXXXXX")
 	trap tidy EXIT
-	CGO_ENABLED=0 go build -v -o "$LAB/extip" . 2>&1 | counted
-	CGO_ENABLED=0 go build -o "$LAB/probe" ./e2e/probe
+	CGO_ENABLED=0 go build -v -buildvcs=false -o "$LAB/extip" . 2>&1 | counted
+	CGO_ENABLED=0 go build -buildvcs=false -o "$LAB/probe" ./e2e/probe
 	echo "   extip: $(du -h "$LAB/extip" | cut -f1), one static program"
 
 	local network settings unshare code=0
