@@ -121,6 +121,7 @@ const pluginSocket = "/run/docker/plugins/extip.sock"
 func (l *lab) startEngine() {
 	l.t.Helper()
 	l.engine.start()
+	l.docker("version", "-f", "engine {{.Server.Version}}") // for the log; it also waits until the engine answers
 	if l.docker("images", "-q", probeImage) == "" {
 		l.importProbe()
 	}

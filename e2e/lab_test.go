@@ -37,8 +37,8 @@ const (
 
 // options say in what a lab differs from the usual one.
 type options struct {
-	// engine is a directory with another engine's programs; the one on
-	// PATH if empty.
+	// engine is a directory with another engine's programs. If empty, it is
+	// what EXTIP_TEST_ENGINE says, or else the engine on PATH.
 	engine string
 	// flavour is the kernel interface that the host's iptables uses: "nft",
 	// which is the usual one, or "legacy".
@@ -72,6 +72,9 @@ type lab struct {
 func newLab(t testing.TB, o options) *lab {
 	t.Helper()
 	nettest.Require(t, isRoot(), "root")
+	if o.engine == "" {
+		o.engine = os.Getenv("EXTIP_TEST_ENGINE")
+	}
 	for _, tool := range []string{"dockerd", "docker", "containerd", "runc", "iptables", "nsenter"} {
 		if o.engine == "" || tool == "iptables" || tool == "nsenter" {
 			nettest.RequireTool(t, tool)
