@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"internal/nettest":  {},
 	"link":              {},
 	"nat":               {},
+	"nat/firewalld":     {},
 	"nat/iptables":      {"nat"},
 	"nat/nftables":      {"nat"},
 	"pool":              {},
@@ -35,6 +36,7 @@ var mayImport = map[string][]string{
 var doors = map[string][]string{
 	"github.com/coreos/go-iptables":        {"nat", "nat/iptables"},
 	"github.com/docker/go-plugins-helpers": {"", "driver"},
+	"github.com/godbus/dbus":               {"nat/firewalld"},
 	"github.com/google/nftables":           {"nat", "nat/nftables"},
 	"github.com/sirupsen/logrus":           {"", "admin", "driver"},
 	"github.com/spf13":                     {"", "admin"},
