@@ -135,7 +135,7 @@ func TestInternalAddressGivenAgain(t *testing.T) {
 	if err := l.run("e2", "172.31.0.2/16"); err != nil {
 		t.Fatal(err)
 	}
-	if got := l.host.String(); strings.Contains(got, vethName) || !strings.Contains(got, "203.0.113.57 <-> 172.31.0.2 of e2") {
+	if got := l.host.String(); strings.Contains(got, vethName) || !strings.Contains(got, "203.0.113.56 <-> 172.31.0.2 of e2") {
 		t.Errorf("machine:\n%s", got)
 	}
 }

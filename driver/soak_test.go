@@ -61,7 +61,7 @@ type container struct {
 func TestSoak(t *testing.T) {
 	nettest.RequireTool(t, "iptables")
 	nettest.RequireTool(t, "nft")
-	steps, seed := env(t, "EXTIP_SOAK_STEPS", 200), env(t, "EXTIP_SOAK_SEED", time.Now().UnixNano())
+	steps, seed := env(t, "EXTIP_SOAK_STEPS", 100), env(t, "EXTIP_SOAK_SEED", time.Now().UnixNano())
 	lan := nettest.NewSegment(t)
 	s := &soak{
 		t: t, random: rand.New(rand.NewPCG(uint64(seed), 0)), path: filepath.Join(t.TempDir(), "extip.db"),

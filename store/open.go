@@ -114,7 +114,7 @@ func recoverDamage(err *error) func() {
 // prepare makes what a new file lacks, and refuses one of a later program.
 func (s *Store) prepare() error {
 	return s.db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{metaBucket, networksBucket, endpointsBucket, claimsBucket} {
+		for _, name := range [][]byte{metaBucket, networksBucket, endpointsBucket, claimsBucket, recentBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

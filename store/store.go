@@ -2,15 +2,17 @@
 // the claims that endpoints have on external addresses. It is the only memory
 // there is: the engine never tells a remote driver again what it told once.
 //
-// The file is a bbolt database of four buckets:
+// The file is a bbolt database of five buckets:
 //
 //	meta       schema → version
 //	networks   network id → Network, JSON
 //	endpoints  endpoint id → Endpoint, JSON
 //	claims     external address, text → id of the endpoint that has it
+//	recent     network id/container's address → external address it had last
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -149,7 +151,8 @@ func (e *ExhaustedError) Error() string {
 type Want struct {
 	// Addresses were asked for by name.
 	Addresses []netip.Addr
-	// Pool, unless empty, is to give one more, the next usable one after After.
+	// Pool, unless empty, is to give one more: the one that the container's
+	// address had last, or else the next usable one after After.
 	Pool  pool.Pool
 	After netip.Addr
 	// Usable tells whether this host can use an address of Pool.
@@ -161,6 +164,7 @@ var (
 	networksBucket  = []byte("networks")
 	endpointsBucket = []byte("endpoints")
 	claimsBucket    = []byte("claims")
+	recentBucket    = []byte("recent")
 	schemaKey       = []byte("schema")
 )
 
@@ -212,6 +216,13 @@ func (s *Store) PutNetwork(n Network) error {
 // DeleteNetwork forgets a network; one that is unknown is no error.
 func (s *Store) DeleteNetwork(id string) error {
 	return s.update("delete network "+short(id), func(tx *bolt.Tx) error {
+		prefix := []byte(id + "/")
+		c := tx.Bucket(recentBucket).Cursor()
+		for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Seek(prefix) {
+			if err := c.Delete(); err != nil {
+				return err
+			}
+		}
 		return tx.Bucket(networksBucket).Delete([]byte(id))
 	})
 }
@@ -237,7 +248,7 @@ func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
 			e.External = append(e.External, a)
 		}
 		if !want.Pool.Empty() {
-			a, err := next(claims, want)
+			a, err := choose(tx, e, want)
 			if err != nil {
 				return err
 			}
@@ -253,10 +264,12 @@ func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
 	return e, err
 }
 
-// next chooses a free address of the wanted pool.
-func next(claims *bolt.Bucket, want Want) (netip.Addr, error) {
+// choose picks a free address of the wanted pool, and remembers it: a container
+// that is started again, and gets its own address again, gets this one again.
+func choose(tx *bolt.Tx, e Endpoint, want Want) (netip.Addr, error) {
+	claims, recent := tx.Bucket(claimsBucket), tx.Bucket(recentBucket)
 	full := &ExhaustedError{Pool: want.Pool}
-	a, ok := want.Pool.Next(want.After, func(a netip.Addr) bool {
+	usable := func(a netip.Addr) bool {
 		switch {
 		case claims.Get(key(a)) != nil:
 			full.InUse++
@@ -266,11 +279,24 @@ func next(claims *bolt.Bucket, want Want) (netip.Addr, error) {
 			return false
 		}
 		return true
-	})
-	if !ok {
-		return a, full
 	}
-	return a, nil
+	a, err := netip.ParseAddr(string(recent.Get(recentKey(e))))
+	if err != nil || !want.Pool.Contains(a) || !usable(a) {
+		*full = ExhaustedError{Pool: want.Pool}
+		var ok bool
+		if a, ok = want.Pool.Next(want.After, usable); !ok {
+			return a, full
+		}
+	}
+	return a, recent.Put(recentKey(e), key(a))
+}
+
+func recentKey(e Endpoint) []byte {
+	k := e.Network + "/"
+	if len(e.Addresses) > 0 {
+		k += e.Addresses[0].Addr().String()
+	}
+	return []byte(k)
 }
 
 // PutEndpoint records a change of an endpoint that is not one of its claims.

@@ -169,6 +169,53 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+// TestSameAddressAgain: a container that is started again keeps its external
+// address, as long as nobody else has it.
+func TestSameAddressAgain(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
+	p := parse(t, "203.0.113.56-203.0.113.59")
+	var last netip.Addr
+	create := func(id, network, inside string) string {
+		t.Helper()
+		e, err := s.CreateEndpoint(Endpoint{ID: id, Network: network, Addresses: []netip.Prefix{netip.MustParsePrefix(inside)}}, Want{Pool: p, After: last})
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = e.External[0]
+		return last.String()
+	}
+	for _, tt := range []struct{ remove, id, network, inside, want string }{
+		{"", "e1", "n1", "172.31.0.2/16", "203.0.113.56"},
+		{"", "e2", "n1", "172.31.0.3/16", "203.0.113.57"},
+		{"e1", "e3", "n1", "172.31.0.2/16", "203.0.113.56"},
+		{"", "e4", "n2", "172.31.0.2/16", "203.0.113.57+"}, // another network's
+		{"e2", "e5", "n1", "172.31.0.3/16", "203.0.113.57"},
+	} {
+		if tt.remove != "" {
+			if err := s.DeleteEndpoints(tt.remove); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := create(tt.id, tt.network, tt.inside)
+		if want, other := strings.CutSuffix(tt.want, "+"); (got == want) == other {
+			t.Errorf("%s: got %s, want %s", tt.id, got, tt.want)
+		}
+	}
+	if err := errors.Join(s.DeleteEndpoints("e3", "e5"), s.DeleteNetwork("n1")); err != nil {
+		t.Fatal(err)
+	}
+	create("e6", "n1", "172.31.0.2/16")
+	err := s.db.View(func(tx *bolt.Tx) error {
+		if n := tx.Bucket(recentBucket).Stats().KeyN; n != 2 {
+			t.Errorf("%d addresses are remembered, want 2", n)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestParallelClaimsAreUnique(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
 	p := parse(t, "203.0.113.0/27")
