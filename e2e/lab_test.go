@@ -205,7 +205,8 @@ func (l *lab) command(args ...string) *exec.Cmd {
 		path = append(path, l.opts.engine)
 	}
 	path = append(path, os.Getenv("PATH"), "/usr/sbin", "/sbin")
-	cmd.Env = append(os.Environ(), "PATH="+strings.Join(path, ":"), "DOCKER_CONFIG="+l.dir, "DOCKER_HOST=unix:///run/docker.sock")
+	cmd.Env = append(os.Environ(), "PATH="+strings.Join(path, ":"), "DOCKER_CONFIG="+l.dir, "DOCKER_HOST=unix:///run/docker.sock",
+		"container=lab") // keeps the engine from loading an AppArmor profile, which has no namespace
 	return cmd
 }
 

@@ -158,7 +158,8 @@ lab() {
 	nsenter --net=/run/netns/outside -- unshare --uts -- sh -c 'hostname outside; exec probe serve 80' &>/dev/null &
 
 	echo '{}' >"$LAB/daemon.json" # in place of the machine's
-	dockerd --config-file "$LAB/daemon.json" --data-root "$LAB/data" --host $DOCKER_HOST \
+	# container= keeps it from loading an AppArmor profile, which has no namespace.
+	container=lab dockerd --config-file "$LAB/daemon.json" --data-root "$LAB/data" --host $DOCKER_HOST \
 		--cgroup-parent "/${LAB##*/}" &>"$LAB/dockerd.log" &
 	engine=$!
 	listening $engine /run/docker.sock "$LAB/dockerd.log"
