@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -63,8 +64,11 @@ type lab struct {
 
 	t              testing.TB
 	opts           options
+	lan            *nettest.Segment
 	dir            string // on disk; goes with the test
-	init           int    // the process that the host's namespaces live by
+	boots          int
+	init           int // the process that the host's namespaces live by
+	shutDown       func()
 	engine, plugin *daemon
 }
 
@@ -81,24 +85,15 @@ func newLab(t testing.TB, o options) *lab {
 		}
 	}
 	lan := nettest.NewSegment(t)
-	host := nettest.NewNode(t, "host")
-	for _, which := range []string{"all", "default"} {
-		// An address must not be "tentative" in one dump and settled in the next.
-		host.Sysctl("ipv6.conf."+which+".accept_dad", "0")
-	}
-	lan.Plug(host, "eth0")
 	l := &lab{
 		outside: lan.Attach("outside", outsideAddr+"/24"),
-		host:    host,
 		t:       t,
 		opts:    o,
+		lan:     lan,
 		dir:     t.TempDir(),
 	}
 	l.chooseIptables()
 	l.boot()
-	l.connectParent()
-	l.engine = l.newEngine()
-	l.plugin = l.newPlugin()
 	l.outside.Serve(80)
 	if !o.bare {
 		l.startEngine()
@@ -139,10 +134,31 @@ func (l *lab) chooseIptables() {
 	}
 }
 
-// boot starts the first process of the host. Processes of the host are its
-// children, so they end when it does, and it ends when the test closes its
-// standard input or dies.
+// boot switches the host on, with nothing of before but what is on disk.
 func (l *lab) boot() {
+	l.t.Helper()
+	l.boots++
+	l.host = nettest.NewNode(l.t, fmt.Sprintf("host%d", l.boots))
+	l.host.Name = "host"
+	l.lan.Plug(l.host, "eth0")
+	l.startInit()
+	l.connectParent()
+	l.engine = l.newEngine()
+	l.plugin = l.newPlugin()
+}
+
+// reboot cuts the power and boots again.
+func (l *lab) reboot() {
+	l.t.Helper()
+	l.shutDown()
+	l.host.Run("ip", "link", "del", "eth0")
+	l.boot()
+}
+
+// startInit starts the first process of the host. Processes of the host are
+// its children, so they end when it does, and it ends when the test closes its
+// standard input or dies.
+func (l *lab) startInit() {
 	l.t.Helper()
 	const prepare = `mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /run &&
 		mkdir -p /run/lock /run/docker/plugins /run/openvswitch && exec "$0" init`
@@ -163,18 +179,19 @@ func (l *lab) boot() {
 		l.t.Fatal(err)
 	}
 	l.init = cmd.Process.Pid
-	l.t.Cleanup(func() {
+	l.shutDown = sync.OnceFunc(func() {
 		_ = stdin.Close()
 		_ = cmd.Wait()
 		l.removeCgroups()
 	})
+	l.t.Cleanup(l.shutDown)
 	if _, err := fmt.Fscanln(stdout, new(string)); err != nil {
 		l.t.Fatalf("the host did not boot: %v", err)
 	}
 }
 
 // cgroup is the parent of the lab's containers' cgroups.
-func (l *lab) cgroup() string { return fmt.Sprintf("extip-e2e-%d", l.init) }
+func (l *lab) cgroup() string { return fmt.Sprintf("extip-e2e-%d-%d", os.Getpid(), l.init) }
 
 // removeCgroups removes what is left of the containers' cgroups; the kernel
 // lets go of them a moment after their last process.
@@ -303,8 +320,23 @@ func within(patience time.Duration, ok func() bool) bool {
 func (l *lab) unchanged(before string) {
 	l.t.Helper()
 	var after string
-	if !within(2*time.Second, func() bool { after = l.host.Dump(); return after == before }) {
-		l.t.Errorf("the host differs from before (-before +after):\n%s", difference(before, after))
+	if within(2*time.Second, func() bool { after = l.host.Dump(); return after == before }) {
+		return
+	}
+	diff := difference(before, after)
+	if diff == "" {
+		diff = "the same lines in another order:\n" + after
+	}
+	l.t.Errorf("the host differs from before (-before +after):\n%s", diff)
+}
+
+// sameButOrder is unchanged where an engine that starts again writes its own
+// rules in another order.
+func (l *lab) sameButOrder(before string) {
+	l.t.Helper()
+	var diff string
+	if !within(2*time.Second, func() bool { diff = difference(before, l.host.Dump()); return diff == "" }) {
+		l.t.Errorf("the host differs from before (-before +after):\n%s", diff)
 	}
 }
 
@@ -325,9 +357,6 @@ func difference(before, after string) string {
 			count[line]--
 			b.WriteString("-" + line)
 		}
-	}
-	if b.Len() == 0 {
-		return "the same lines in another order:\n" + after
 	}
 	return b.String()
 }

@@ -1,10 +1,15 @@
 package e2e
 
-import "testing"
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
 
 // TestPluginRestart ends the plugin, politely and not, under a running
-// container: packets flow all the while, and what is removed afterwards
-// leaves no trace.
+// container: not one packet is lost, and what is removed afterwards leaves no
+// trace.
 func TestPluginRestart(t *testing.T) {
 	lab := newLab(t, options{})
 	before := lab.host.Dump()
@@ -19,6 +24,7 @@ func TestPluginRestart(t *testing.T) {
 		})
 	}
 	running := lab.host.Dump()
+	in, out := startFlow(t, lab.outside, "203.0.113.56:80"), startFlow(t, web, outsideAddr+":80")
 	for _, end := range []func(){lab.stopPlugin, lab.killPlugin} {
 		end()
 		works()
@@ -26,7 +32,143 @@ func TestPluginRestart(t *testing.T) {
 		works()
 		lab.unchanged(running)
 	}
+	for name, f := range map[string]*flow{"in": in, "out": out} {
+		sent, lost := f.stop()
+		t.Logf("two restarts of the plugin, %s: %d packets sent, %d lost", name, sent, lost)
+		if lost > 0 {
+			t.Errorf("%s: %d of %d packets were lost", name, lost, sent)
+		}
+	}
 	lab.docker("rm", "-f", "web")
 	lab.docker("network", "rm", "web")
 	lab.unchanged(before)
+}
+
+// TestPluginKilledInCall kills the plugin at random moments of `docker run`.
+// Whatever the engine makes of it, the next start is clean.
+func TestPluginKilledInCall(t *testing.T) {
+	lab := newLab(t, options{})
+	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
+	lab.run("warm", "--network", "web")
+	lab.docker("rm", "-f", "warm")
+	before := lab.host.Dump()
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 0))
+	failed := 0
+	const tries = 8
+	for i := range tries {
+		done := make(chan error, 1)
+		go func() {
+			_, err := lab.tryDocker("run", "-d", "--name", "web", "--network", "web", probeImage, "/probe", "serve", "80")
+			done <- err
+		}()
+		time.Sleep(time.Duration(random.IntN(250)) * time.Millisecond)
+		lab.killPlugin()
+		lab.startPlugin()
+		if err := <-done; err != nil {
+			failed++
+		}
+		lab.docker("rm", "-f", "web")
+		// What the engine never asks to be removed is removed by the
+		// comparison with its records, a while later; at once on SIGHUP
+		// only what no container can have any more.
+		lab.stopPlugin()
+		lab.startPlugin()
+		if t.Failed() {
+			t.Fatalf("seed %d, try %d", seed, i)
+		}
+	}
+	t.Logf("seed %d: %d of %d runs failed when the plugin was killed", seed, failed, tries)
+	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.60")
+	ask(t, []question{{lab.outside, "tcp", "203.0.113.60:80", "web saw " + outsideAddr}})
+	lab.docker("rm", "-f", "web")
+	if !within(2*time.Minute, func() bool { return lab.host.Dump() == before }) {
+		lab.unchanged(before)
+	}
+	lab.docker("network", "rm", "web")
+}
+
+// TestEngineRestart ends the engine in every way and starts it again: each
+// container with a restart policy is back on its old external address.
+func TestEngineRestart(t *testing.T) {
+	for _, live := range []bool{false, true} {
+		t.Run(fmt.Sprintf("live-restore=%t", live), func(t *testing.T) {
+			lab := newLab(t, options{daemon: fmt.Sprintf(`{"live-restore": %t}`, live)})
+			before := lab.host.Dump()
+			lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
+			always := []string{"--restart", "always", "--network"}
+			lab.run("mail", append(always, "name=web,driver-opt=extip.address=203.0.113.60")...)
+			lab.run("shop", append(always, "name=web,driver-opt=extip.address=203.0.113.61")...)
+			lab.run("pool", append(always, "name=web,ip=172.31.0.99")...)
+			works := func() {
+				t.Helper()
+				eventually(t, "the containers run", func() bool {
+					return answer(lab.outside, "203.0.113.60:80") == "mail saw "+outsideAddr &&
+						answer(lab.outside, "203.0.113.61:80") == "shop saw "+outsideAddr &&
+						answer(lab.outside, "203.0.113.56:80") == "pool saw "+outsideAddr
+				})
+				for name, addr := range map[string]string{"mail": "203.0.113.60", "shop": "203.0.113.61", "pool": "203.0.113.56"} {
+					ask(t, []question{
+						{lab.outside, "tcp", addr + ":80", name + " saw " + outsideAddr},
+						{lab.container(name), "udp", outsideAddr + ":80", "outside saw " + addr},
+					})
+				}
+			}
+			works()
+			for _, end := range []func(){lab.stopEngine, lab.killEngine, lab.killEngine} {
+				end()
+				lab.startEngine()
+				works()
+			}
+			lab.docker("rm", "-f", "mail", "shop", "pool")
+			lab.docker("network", "rm", "web")
+			lab.sameButOrder(before)
+		})
+	}
+}
+
+// TestReboot cuts the host's power; only the disk is left. The plugin starts
+// before the engine, as it must.
+func TestReboot(t *testing.T) {
+	lab := newLab(t, options{})
+	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
+	lab.run("mail", "--restart", "always", "--network", "name=web,driver-opt=extip.address=203.0.113.60")
+	lab.run("gone", "--network", "name=web,driver-opt=extip.address=203.0.113.61")
+	lab.reboot()
+	lab.startPlugin()
+	lab.startEngine()
+	eventually(t, "the container runs", func() bool { return answer(lab.outside, "203.0.113.60:80") == "mail saw "+outsideAddr })
+	ask(t, []question{
+		{lab.outside, "tcp", "203.0.113.60:80", "mail saw " + outsideAddr},
+		{lab.container("mail"), "tcp", outsideAddr + ":80", "outside saw 203.0.113.60"},
+		{lab.outside, "icmp", "203.0.113.61", ""}, // it has no restart policy
+	})
+	// Its address is free for others, and itself.
+	lab.docker("start", "gone")
+	eventually(t, "it runs again", func() bool { return answer(lab.outside, "203.0.113.61:80") == "gone saw "+outsideAddr })
+	lab.docker("rm", "-f", "mail", "gone")
+	lab.docker("network", "rm", "web")
+	if left := ours(lab.host.Dump()); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+}
+
+// TestContainerRestartKeepsUDPWorking: the flow of a client that goes on
+// sending from the same port must not stay with the container of before.
+func TestContainerRestartKeepsUDPWorking(t *testing.T) {
+	lab := newLab(t, options{})
+	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
+	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
+	const port = 40000
+	if got := fromPort(lab.outside, port, "203.0.113.56:80"); got != "web saw "+outsideAddr {
+		t.Fatalf("before: %q", got)
+	}
+	lab.docker("rm", "-f", "web")
+	// The internal address goes to another container, so that the old flow
+	// would lead there.
+	lab.run("other", "--network", "name=web,driver-opt=extip.address=none")
+	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
+	if got := fromPort(lab.outside, port, "203.0.113.56:80"); got != "web saw "+outsideAddr {
+		t.Errorf("from the same port after a restart: %q", got)
+	}
 }

@@ -1,0 +1,173 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/extip/extip/internal/nettest"
+)
+
+// A flow is one datagram flow from a machine to an address, with a packet
+// every two milliseconds and an answer to each, until it is stopped.
+type flow struct {
+	conn     net.Conn
+	sent     atomic.Int64
+	answered atomic.Int64
+	stopping chan struct{}
+	done     sync.WaitGroup
+}
+
+const pace = 2 * time.Millisecond
+
+// startFlow returns once the first answer is there.
+func startFlow(t *testing.T, from *nettest.Node, addr string) *flow {
+	t.Helper()
+	f := &flow{stopping: make(chan struct{})}
+	from.MustDo(func() (err error) {
+		f.conn, err = net.Dial("udp", addr)
+		return err
+	})
+	f.done.Go(func() {
+		buf := make([]byte, 256)
+		for {
+			if _, err := f.conn.Read(buf); err != nil {
+				// An ICMP error of a moment without an answer is no end.
+				select {
+				case <-f.stopping:
+					return
+				default:
+					continue
+				}
+			}
+			f.answered.Add(1)
+		}
+	})
+	f.done.Go(func() {
+		tick := time.NewTicker(pace)
+		defer tick.Stop()
+		for {
+			select {
+			case <-f.stopping:
+				return
+			case <-tick.C:
+				if _, err := f.conn.Write([]byte("?")); err == nil {
+					f.sent.Add(1)
+				}
+			}
+		}
+	})
+	t.Cleanup(func() { f.stop() })
+	eventually(t, "the flow to "+addr+" is answered", func() bool { return f.answered.Load() > 0 })
+	return f
+}
+
+// stop ends the flow and tells how many packets were sent and how many of
+// them, or of their answers, were lost.
+func (f *flow) stop() (sent, lost int64) {
+	select {
+	case <-f.stopping:
+	default:
+		close(f.stopping)
+		time.Sleep(100 * time.Millisecond) // for the last answers
+		_ = f.conn.Close()
+		f.done.Wait()
+	}
+	return f.sent.Load(), f.sent.Load() - f.answered.Load()
+}
+
+// repairTime makes damage and tells how long, from its end, new connections
+// from a machine to addr stay without their answer.
+func repairTime(t *testing.T, from *nettest.Node, addr, want string, damage func()) time.Duration {
+	t.Helper()
+	works := make(chan time.Time, 1)
+	var damaged atomic.Bool
+	stop := make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			if !damaged.Load() {
+				continue
+			}
+			began := time.Now()
+			done.Go(func() {
+				if answer(from, addr) == want {
+					select {
+					case works <- began:
+					default:
+					}
+				}
+			})
+		}
+	})
+	damage()
+	ended := time.Now()
+	damaged.Store(true)
+	defer done.Wait()
+	defer close(stop)
+	select {
+	case at := <-works:
+		return at.Sub(ended)
+	case <-time.After(15 * time.Second):
+		t.Fatalf("%s is not repaired", addr)
+		return 0
+	}
+}
+
+// answer asks by a datagram flow of its own, quietly.
+func answer(from *nettest.Node, addr string) string {
+	var text string
+	_ = from.Do(func() error {
+		c, err := net.Dial("udp", addr)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		if err := c.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+			return err
+		}
+		if _, err := c.Write([]byte("?")); err != nil {
+			return err
+		}
+		buf := make([]byte, 256)
+		n, err := c.Read(buf)
+		text = string(buf[:n])
+		return err
+	})
+	return text
+}
+
+// fromPort asks by a datagram from a given port, as a client does that keeps
+// its socket while the server is restarted.
+func fromPort(from *nettest.Node, port int, addr string) string {
+	var text string
+	_ = from.Do(func() error {
+		d := net.Dialer{LocalAddr: &net.UDPAddr{Port: port}, Timeout: time.Second}
+		c, err := d.Dial("udp", addr)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprint(c, "?"); err != nil {
+			return err
+		}
+		buf := make([]byte, 256)
+		n, err := c.Read(buf)
+		text = string(buf[:n])
+		return err
+	})
+	return text
+}
