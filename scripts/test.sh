@@ -11,7 +11,7 @@ if ((EUID == 0)); then
 	say "what the tests need"
 	need_engine
 	need iptables=iptables nft=nftables ip=iproute2 conntrack=conntrack ethtool=ethtool \
-		ovs-vswitchd=openvswitch-switch mmdebstrap=mmdebstrap ssh=openssh-client curl=curl \
+		ovs-vswitchd=openvswitch-switch mmdebstrap=mmdebstrap dbus-daemon=dbus-daemon ssh=openssh-client curl=curl \
 		git=git make=make shellcheck=shellcheck
 	need_go
 fi
@@ -30,5 +30,10 @@ make test RACE=$race
 
 say "make e2e"
 make e2e
+
+if ((EUID == 0)); then
+	say "make quickstart"
+	make quickstart
+fi
 
 say "all passed"
