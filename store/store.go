@@ -280,7 +280,8 @@ func choose(tx *bolt.Tx, e Endpoint, want Want) (netip.Addr, error) {
 		}
 		return true
 	}
-	a, err := netip.ParseAddr(string(recent.Get(recentKey(e))))
+	inside := []byte(e.Network + "/" + fmt.Sprint(e.Addresses))
+	a, err := netip.ParseAddr(string(recent.Get(inside)))
 	if err != nil || !want.Pool.Contains(a) || !usable(a) {
 		*full = ExhaustedError{Pool: want.Pool}
 		var ok bool
@@ -288,15 +289,7 @@ func choose(tx *bolt.Tx, e Endpoint, want Want) (netip.Addr, error) {
 			return a, full
 		}
 	}
-	return a, recent.Put(recentKey(e), key(a))
-}
-
-func recentKey(e Endpoint) []byte {
-	k := e.Network + "/"
-	if len(e.Addresses) > 0 {
-		k += e.Addresses[0].Addr().String()
-	}
-	return []byte(k)
+	return a, recent.Put(inside, key(a))
 }
 
 // PutEndpoint records a change of an endpoint that is not one of its claims.

@@ -140,7 +140,8 @@ func TestClaims(t *testing.T) {
 	}
 	checkInvariants(t, s) // 57 is not left claimed
 
-	e2, err := s.CreateEndpoint(Endpoint{ID: "e2"}, Want{Pool: p, Usable: func(a netip.Addr) bool { return a != a57 }})
+	at := func(inside string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(inside)} }
+	e2, err := s.CreateEndpoint(Endpoint{ID: "e2", Addresses: at("172.31.0.3/16")}, Want{Pool: p, Usable: func(a netip.Addr) bool { return a != a57 }})
 	if err != nil || len(e2.External) != 1 || e2.External[0].String() != "203.0.113.58" {
 		t.Fatalf("from the pool: %v, %v", e2.External, err)
 	}
@@ -158,7 +159,7 @@ func TestClaims(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	e3, err := s.CreateEndpoint(Endpoint{ID: "e3"}, Want{Pool: p, After: e2.External[0]})
+	e3, err := s.CreateEndpoint(Endpoint{ID: "e3", Addresses: at("172.31.0.4/16")}, Want{Pool: p, After: e2.External[0]})
 	if err != nil || e3.External[0] != a57 {
 		t.Errorf("after %v: got %v, %v", e2.External, e3.External, err)
 	}
