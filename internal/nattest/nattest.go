@@ -216,7 +216,7 @@ func testRefuse(t *testing.T, s Subject) {
 			t.Errorf("id %q: accepted", id)
 		}
 	}
-	for _, dev := range []string{"", "br0 ", "-j", "a/b", "a\tb", "sixteencharacter", `"`, "br+", "!", ".."} {
+	for _, dev := range []string{"", "br0 ", "-j", "a/b", "a\tb", "sixteencharacter", `"`, "br+", "br*", "!", ".."} {
 		n := Net(2)
 		n.Bridge = dev
 		if s.AddNetwork(n) == nil {

@@ -31,11 +31,11 @@ func NewAdmission(path string) (*Admission, error) {
 // none, nothing of ours stays. It returns one line per thing repaired.
 // Networks that can't be written are left out and reported as errors.
 func (a *Admission) Sync(networks []nat.Network) (repaired []string, err error) {
-	good, err := checkNetworks(networks)
+	good, err := nat.State{Networks: networks}.Usable()
 	errs := []error{err}
 	for _, f := range families() {
 		m := newModel(f)
-		m.put(nat.State{Networks: good})
+		m.put(good)
 		lines, err := a.tools.of(f).converge(m.active(), admission(m.sorted()))
 		repaired = append(repaired, lines...)
 		if err != nil {

@@ -47,7 +47,7 @@ func New(path string) (*Backend, error) {
 
 // AddNetwork implements nat.Backend.
 func (b *Backend) AddNetwork(n nat.Network) error {
-	if err := checkNetwork(n); err != nil {
+	if _, err := (nat.State{Networks: []nat.Network{n}}).Usable(); err != nil {
 		return err
 	}
 	return b.do(&request{what: fmt.Sprintf("add network %q", n.ID), change: change{put: nat.State{Networks: []nat.Network{n}}}})
@@ -61,7 +61,7 @@ func (b *Backend) RemoveNetwork(n nat.Network) error {
 // Add implements nat.Backend. Two mappings of one external address in a call
 // are an error.
 func (b *Backend) Add(ms ...nat.Mapping) error {
-	if _, err := checkMappings(ms); err != nil {
+	if _, err := (nat.State{Mappings: ms}).Usable(); err != nil {
 		return err
 	}
 	var names []string
@@ -84,9 +84,8 @@ func (b *Backend) Remove(ms ...nat.Mapping) error {
 // Sync implements nat.Backend. Networks and mappings that can't be written
 // are left out and reported as errors.
 func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
-	networks, nerr := checkNetworks(s.Networks)
-	mappings, merr := checkMappings(s.Mappings)
-	want, errs := nat.State{Networks: networks, Mappings: mappings}, []error{nerr, merr}
+	want, err := s.Usable()
+	errs := []error{err}
 	b.writing.Lock()
 	defer b.writing.Unlock()
 	for _, side := range b.sides {

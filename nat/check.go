@@ -1,39 +1,52 @@
-package iptables
+package nat
 
 import (
 	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
-
-	"github.com/extip/extip/nat"
 )
 
-// What is checked here ends up in the input of iptables-restore, where a
-// space or a line break would start something else.
+// What is checked here ends up in rules, some of them read by iptables-restore
+// or listed and loaded again by nft, where a space, a line break or a wildcard
+// would mean something else.
 
-// checkNetworks returns the networks that can be written, and an error for
-// the others.
-func checkNetworks(ns []nat.Network) (good []nat.Network, err error) {
+// Usable returns the part of a state that a backend can write, and an error
+// for the rest: what is wrong in itself, and every further mapping of an
+// external address.
+func (s State) Usable() (good State, err error) {
 	var errs []error
-	for _, n := range ns {
+	for _, n := range s.Networks {
 		if err := checkNetwork(n); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		good = append(good, n)
+		good.Networks = append(good.Networks, n)
+	}
+	seen := map[netip.Addr]bool{}
+	for _, m := range s.Mappings {
+		err := checkMapping(m)
+		if err == nil && seen[m.External] {
+			err = fmt.Errorf("nat: mapping %q: is there twice", m.External)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		seen[m.External] = true
+		good.Mappings = append(good.Mappings, m)
 	}
 	return good, errors.Join(errs...)
 }
 
-func checkNetwork(n nat.Network) error {
+func checkNetwork(n Network) error {
 	err := errors.Join(checkID(n.ID), checkInterface("bridge", n.Bridge))
 	if !n.Internal {
 		err = errors.Join(err, checkInterface("parent", n.Parent))
 	}
-	seen := map[family]bool{}
+	seen := map[bool]bool{} // by whether it is IPv4
 	for _, p := range n.Subnets {
-		f := familyOf(p.Addr())
+		f := p.Addr().Is4()
 		if !p.IsValid() || p.Addr().Is4In6() {
 			err = errors.Join(err, fmt.Errorf("subnet %q is invalid", p))
 		}
@@ -48,36 +61,15 @@ func checkNetwork(n nat.Network) error {
 	return nil
 }
 
-func checkMapping(m nat.Mapping) error {
+func checkMapping(m Mapping) error {
 	err := errors.Join(checkID(m.Endpoint), checkAddr("external", m.External), checkAddr("internal", m.Internal))
-	if err == nil && familyOf(m.External) != familyOf(m.Internal) {
+	if err == nil && m.External.Is4() != m.Internal.Is4() {
 		err = fmt.Errorf("internal address %q is of the other family", m.Internal)
 	}
 	if err != nil {
 		return fmt.Errorf("nat: mapping %q: %w", m.External, err)
 	}
 	return nil
-}
-
-// checkMappings returns the mappings that can be written, and an error for
-// the others: those that are wrong in themselves, and every further one of an
-// external address.
-func checkMappings(ms []nat.Mapping) (good []nat.Mapping, err error) {
-	var errs []error
-	seen := map[netip.Addr]bool{}
-	for _, m := range ms {
-		err := checkMapping(m)
-		if err == nil && seen[m.External] {
-			err = fmt.Errorf("nat: mapping %q: is there twice", m.External)
-		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		seen[m.External] = true
-		good = append(good, m)
-	}
-	return good, errors.Join(errs...)
 }
 
 // checkID allows what is safe in a rule's comment and leaves room for it.
@@ -94,12 +86,12 @@ func checkID(id string) error {
 }
 
 // checkInterface allows the names that the kernel does (dev_valid_name: 15
-// bytes, no space, '/' or ':'), but none that iptables takes for something
-// else: "+" at the end is its wildcard.
+// bytes, no space, '/' or ':'), but none that a tool takes for something
+// else: "+" at the end is iptables' wildcard, "*" is nft's.
 func checkInterface(what, name string) error {
 	const maxName = 15 // IFNAMSIZ less the final zero
 	bad := name == "" || len(name) > maxName || name == "." || name == ".." || name[0] == '-' || name[0] == '!' ||
-		strings.HasSuffix(name, "+") || strings.ContainsAny(name, "/:\"'\\`")
+		strings.HasSuffix(name, "+") || strings.ContainsAny(name, "/:\"'\\`*")
 	for _, c := range []byte(name) {
 		bad = bad || c <= ' ' || c >= 0x7f
 	}
