@@ -1,19 +1,18 @@
-package iptables
+package natlab
 
 import (
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 
 	"github.com/extip/extip/nat"
 )
 
-// A probe is a question and who should answer it, having seen whom: "c1 saw
+// A Probe is a question and who should answer it, having seen whom: "c1 saw
 // 192.0.2.9". An empty want is a question that must stay unanswered.
-type probe struct {
-	from, network, to string // network: tcp, udp, big (a fragmented datagram) or ping
-	want              string
+type Probe struct {
+	From, Network, To string // Network: tcp, udp, big (a fragmented datagram) or ping
+	Want              string
 }
 
 const (
@@ -23,9 +22,9 @@ const (
 
 func ping(ttl int) string { return fmt.Sprintf("ttl %d", ttl) }
 
-// allowed is the traffic that must work.
-func allowed() []probe {
-	return []probe{
+// Allowed is the traffic that must work.
+func Allowed() []Probe {
+	return []Probe{
 		// In: any port, whoever else publishes it, with the client's address.
 		{"cli", "tcp", "192.0.2.51:80", "c1 saw 192.0.2.9"},
 		{"cli", "udp", "192.0.2.51:80", "c1 saw 192.0.2.9"},
@@ -87,9 +86,9 @@ func allowed() []probe {
 	}
 }
 
-// forbidden is the traffic that must not get through.
-func forbidden() []probe {
-	return []probe{
+// Forbidden is the traffic that must not get through.
+func Forbidden() []Probe {
+	return []Probe{
 		{"cli", "tcp", "172.30.0.2:80", ""},
 		{"cli", "udp", "172.30.0.2:80", ""},
 		{"cli", "ping", "172.30.0.2", ""},
@@ -112,21 +111,21 @@ func forbidden() []probe {
 
 // ask makes all probes at once: waiting for the answers that do not come is
 // most of their time.
-func (l *lab) ask(ps []probe) []string {
+func (l *Lab) ask(ps []Probe) []string {
 	answers := make([]string, len(ps))
 	var wg sync.WaitGroup
 	for i, p := range ps {
 		wg.Go(func() {
-			from := l.nodes[p.from]
-			switch p.network {
+			from := l.nodes[p.From]
+			switch p.Network {
 			case "ping":
-				if ttl := from.Ping(p.to); ttl > 0 {
+				if ttl := from.Ping(p.To); ttl > 0 {
 					answers[i] = ping(ttl)
 				}
 			case "big":
-				answers[i] = from.AskBytes("udp", p.to, 5000)
+				answers[i] = from.AskBytes("udp", p.To, 5000)
 			default:
-				answers[i] = from.Ask(p.network, p.to)
+				answers[i] = from.Ask(p.Network, p.To)
 			}
 		})
 	}
@@ -134,76 +133,80 @@ func (l *lab) ask(ps []probe) []string {
 	return answers
 }
 
-func (l *lab) check(t *testing.T, what string, ps []probe) {
+// Check makes probes and reports the answers that are not as they should be.
+func (l *Lab) Check(t *testing.T, what string, ps []Probe) {
 	t.Helper()
 	for i, got := range l.ask(ps) {
-		if p := ps[i]; got != p.want {
-			t.Errorf("%s: %s → %s %s: got %q, want %q", what, p.from, p.network, p.to, got, p.want)
+		if p := ps[i]; got != p.Want {
+			t.Errorf("%s: %s → %s %s: got %q, want %q", what, p.From, p.Network, p.To, got, p.Want)
 		}
 	}
 }
 
-func TestTraffic(t *testing.T) {
-	eachFlavour(t, func(t *testing.T, flavour string) {
-		for _, v := range variants(flavour) {
-			t.Run(v.String(), func(t *testing.T) { testTraffic(t, v) })
-		}
-	})
+// A Subject is a backend in a lab.
+type Subject struct {
+	nat.Backend
+	// Expose takes the backend's drops away, behind its back.
+	Expose func()
+	// Yield lets Docker's NAT come before the backend's, behind its back.
+	Yield func()
+	// Left is what of the backend is still on the host, "" if nothing.
+	Left func() string
 }
 
-func testTraffic(t *testing.T, v variant) {
-	l := newLab(t, v)
-	b := open(t, l.host, v.flavour)
-	st := nat.State{Networks: labNetworks(), Mappings: labMappings()}
-	sync := func() {
+// Run has the traffic asked for in a lab, with the backend that open makes
+// on its host.
+func Run(t *testing.T, v Variant, open func(*Lab) Subject) {
+	l := New(t, v)
+	s := open(l)
+	sync := func(st nat.State) {
 		t.Helper()
-		if _, err := b.Sync(st); err != nil {
+		if _, err := s.Sync(st); err != nil {
 			t.Fatal(err)
 		}
 	}
-	sync()
-	l.check(t, "allowed", allowed())
-	l.check(t, "forbidden", forbidden())
+	sync(State())
+	l.Check(t, "allowed", Allowed())
+	l.Check(t, "forbidden", Forbidden())
 
-	l.load(v.flavour, v.docker.later)
-	fromLater := probe{"e1", "tcp", "192.0.2.54:80", "c4 saw 172.31.0.1"}
-	l.check(t, "allowed, with a later Docker network", append(allowed(), fromLater))
-	l.check(t, "forbidden, with a later Docker network", forbidden())
+	l.Load(v.Flavour, v.docker.later)
+	fromLater := Probe{"e1", "tcp", "192.0.2.54:80", "c4 saw 172.31.0.1"}
+	l.Check(t, "allowed, with a later Docker network", append(Allowed(), fromLater))
+	l.Check(t, "forbidden, with a later Docker network", Forbidden())
 
-	l.checkProofs(t, v, sync)
+	sync(State())
+	l.checkProofs(t, v, s)
+	sync(State())
+	l.Check(t, "repaired", append(Forbidden(), Probe{"cli", "tcp", "192.0.2.51:8080", "c1 saw 192.0.2.9"}))
 
-	st = nat.State{}
-	sync()
-	if dump := l.host.Dump(); strings.Contains(dump, "XIP") || strings.Contains(dump, "-m comment") {
-		t.Errorf("left after removal:\n%s", dump)
+	sync(nat.State{})
+	if left := s.Left(); left != "" {
+		t.Errorf("left after removal:\n%s", left)
 	}
 }
 
 // checkProofs shows that the probes above can fail: each is answered by the
 // wrong party, or at all, once the rule that it is about is taken away.
-func (l *lab) checkProofs(t *testing.T, v variant, sync func()) {
+func (l *Lab) checkProofs(t *testing.T, v Variant, s Subject) {
 	t.Helper()
 	// Behind Docker's rules, its published port takes the external address.
-	sync()
-	l.load(v.flavour, "*nat\n-D PREROUTING 1\n-A PREROUTING -j XIP-PRE\nCOMMIT\n")
-	l.check(t, "with our jump last", []probe{{"cli", "tcp", "192.0.2.51:8080", "d1 saw 192.0.2.9"}})
+	s.Yield()
+	l.Check(t, "with Docker's rules first", []Probe{{"cli", "tcp", "192.0.2.51:8080", "d1 saw 192.0.2.9"}})
 
 	// To accept whatever comes from a bridge opens Docker's containers.
 	if v.docker.name == docker20().name {
-		l.load(v.flavour, "*filter\n-I FORWARD -i br0 -j ACCEPT\nCOMMIT\n")
-		l.check(t, "with a careless accept", []probe{{"c1", "tcp", "172.17.0.2:80", "d1 saw 192.0.2.51"}})
-		l.load(v.flavour, "*filter\n-D FORWARD -i br0 -j ACCEPT\nCOMMIT\n")
+		l.Load(v.Flavour, "*filter\n-I FORWARD -i br0 -j ACCEPT\nCOMMIT\n")
+		l.Check(t, "with a careless accept", []Probe{{"c1", "tcp", "172.17.0.2:80", "d1 saw 192.0.2.51"}})
+		l.Load(v.Flavour, "*filter\n-D FORWARD -i br0 -j ACCEPT\nCOMMIT\n")
 	}
 
-	// Without our drops, and with a filter that passes everything.
-	l.load(v.flavour, "*mangle\n-F XIP-ISOLATE\nCOMMIT\n*raw\n-F PREROUTING\nCOMMIT\n*filter\n-I FORWARD -j ACCEPT\nCOMMIT\n")
-	l.host.Run("ip6tables-"+v.flavour, "-t", "mangle", "-F", "XIP-ISOLATE")
-	for i, answer := range l.ask(forbidden()) {
-		if p := forbidden()[i]; answer == "" {
-			t.Errorf("unprotected: %s → %s %s: nobody answered, so the probe proves nothing", p.from, p.network, p.to)
+	// Without the backend's drops, and with a filter that passes everything.
+	s.Expose()
+	l.Load(v.Flavour, "*raw\n-F PREROUTING\nCOMMIT\n*filter\n-I FORWARD -j ACCEPT\nCOMMIT\n")
+	for i, answer := range l.ask(Forbidden()) {
+		if p := Forbidden()[i]; answer == "" {
+			t.Errorf("unprotected: %s → %s %s: nobody answered, so the probe proves nothing", p.From, p.Network, p.To)
 		}
 	}
-	l.load(v.flavour, "*filter\n-D FORWARD -j ACCEPT\nCOMMIT\n")
-	sync()
-	l.check(t, "repaired", append(forbidden(), probe{"cli", "tcp", "192.0.2.51:8080", "c1 saw 192.0.2.9"}))
+	l.Load(v.Flavour, "*filter\n-D FORWARD -j ACCEPT\nCOMMIT\n")
 }

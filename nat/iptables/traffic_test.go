@@ -1,0 +1,34 @@
+package iptables
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/extip/extip/internal/natlab"
+)
+
+func TestTraffic(t *testing.T) {
+	eachFlavour(t, func(t *testing.T, flavour string) {
+		for _, v := range natlab.Variants(flavour) {
+			t.Run(v.String(), func(t *testing.T) {
+				natlab.Run(t, v, func(l *natlab.Lab) natlab.Subject {
+					return natlab.Subject{
+						Backend: open(t, l.Host, flavour),
+						Expose: func() {
+							l.Load(flavour, "*mangle\n-F XIP-ISOLATE\nCOMMIT\n")
+							l.Host.Run("ip6tables-"+flavour, "-t", "mangle", "-F", "XIP-ISOLATE")
+						},
+						Yield: func() { l.Load(flavour, "*nat\n-D PREROUTING 1\n-A PREROUTING -j XIP-PRE\nCOMMIT\n") },
+						Left: func() string {
+							dump := l.Host.Dump()
+							if strings.Contains(dump, "XIP") || strings.Contains(dump, "-m comment") {
+								return dump
+							}
+							return ""
+						},
+					}
+				})
+			})
+		}
+	})
+}
