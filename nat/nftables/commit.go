@@ -1,0 +1,177 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/extip/extip/nat"
+)
+
+// change makes a change in the model and in the kernel. After an error both
+// are as before.
+func (b *Backend) change(what string, c change) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.model.effective(c)
+	if b.agreed && e.empty() {
+		return nil
+	}
+	if err := b.write(e); err != nil {
+		b.model.apply(e.inverse())
+		return fmt.Errorf("nat: %s: %w", what, err)
+	}
+	return nil
+}
+
+// write applies an effective change to the model, and does so to the kernel:
+// by the difference, or by comparing all where it holds something else than
+// it was left with.
+func (b *Backend) write(e change) error {
+	if !b.agreed {
+		b.model.apply(e)
+		_, err := b.converge()
+		return err
+	}
+	before := b.views(e)
+	b.model.apply(e)
+	after := b.views(e)
+	bt := newBatch()
+	for i, f := range families() {
+		f.diff(bt, before[i], after[i])
+	}
+	if bt.empty() {
+		return nil
+	}
+	err := b.commit(bt)
+	if err == nil {
+		b.committed(b.seen)
+		return nil
+	}
+	if !disagreement(err) {
+		return err
+	}
+	b.agreed = false
+	_, err = b.converge()
+	return err
+}
+
+// disagreement tells whether an error shows that the kernel holds something
+// else than the model.
+func disagreement(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EPERM)
+}
+
+// views is the part of either table that a change may alter.
+func (b *Backend) views(e change) (views [2]*table) {
+	for i, f := range families() {
+		// Without networks, a mapping may be the table's first or last.
+		framed := e.structural() || b.model.subnets[i] == 0
+		views[i] = b.model.view(f, framed, e.addrs())
+		b.flag(views[i])
+	}
+	return views
+}
+
+func (b *Backend) flag(t *table) {
+	if t != nil {
+		t.flags = b.flags
+	}
+}
+
+// patience is how often the kernel is read again because others change
+// nf_tables meanwhile.
+const patience = 10
+
+// converge makes the kernel hold the model, whatever it holds now, in one
+// transaction, and returns a line for each thing that was wrong.
+func (b *Backend) converge() (repaired []string, err error) {
+	var refused error // of a piecemeal repair
+	for range patience {
+		generation, err := b.kernel.generation()
+		if err != nil {
+			return nil, err
+		}
+		if generation == b.seen {
+			return nil, nil
+		}
+		bt := newBatch()
+		repaired, err = b.compare(bt, refused)
+		if now, gerr := b.kernel.generation(); gerr != nil {
+			return nil, gerr
+		} else if now != generation {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if bt.empty() {
+			b.agreed, b.seen = true, generation
+			return nil, nil
+		}
+		err = b.commit(bt)
+		if err == nil {
+			b.committed(generation)
+			return repaired, nil
+		}
+		now, gerr := b.kernel.generation()
+		switch {
+		case gerr != nil || now == generation && refused != nil:
+			return nil, errors.Join(err, gerr)
+		case now == generation:
+			refused = err // else somebody was faster
+		}
+	}
+	return nil, fmt.Errorf("others keep changing the rules")
+}
+
+// compare adds to a batch what makes the kernel hold the model. If it has
+// refused to be mended, tables are made anew.
+func (b *Backend) compare(bt *batch, refused error) (lines []string, err error) {
+	for i, f := range families() {
+		have, err := b.kernel.read(f)
+		if err != nil {
+			return nil, err
+		}
+		if have == nil {
+			b.owned[i] = false
+		} else if have.flags&flagOwner != 0 && !b.owned[i] {
+			return nil, fmt.Errorf("table %s %s belongs to another process", f, tableName)
+		}
+		if have != nil && refused != nil {
+			have.strange = refused.Error()
+		}
+		want := b.model.whole(f)
+		b.flag(want)
+		lines = append(lines, f.diff(bt, have, want)...)
+	}
+	return lines, nil
+}
+
+// committed notes that the kernel holds the model after our commit, which was
+// the next change after a generation at which it held what we took it for.
+func (b *Backend) committed(after uint32) {
+	b.agreed, b.seen = true, 0
+	for i, f := range families() {
+		b.owned[i] = b.flags != 0 && b.model.active(f)
+	}
+	// If others have changed anything since, a look will be needed.
+	if now, err := b.kernel.generation(); err == nil && after != 0 && now == after+1 {
+		b.seen = now
+	}
+}
+
+// probe tries all that a table is made of, under another name, in a
+// transaction that leaves nothing.
+func (k *kernel) probe(flags uint32) error {
+	f := family{}
+	sample := nat.Network{ID: "1", Bridge: "probe", Parent: "probe", Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+	want := modelOf(nat.State{Networks: []nat.Network{sample}}).whole(f)
+	want.flags = flags
+	b := &batch{name: tableName + "-probe"}
+	f.diff(b, nil, want)
+	b.deleteTable(f)
+	return k.commit(b)
+}

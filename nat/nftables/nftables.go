@@ -1,0 +1,149 @@
+// Package nftables writes NAT into nf_tables over netlink. It keeps one table
+// of its own per address family, "extip", in which a mapping is an element of
+// a few maps: adding or removing one, and finding it for a new connection,
+// costs the same however many there are. No program is run.
+//
+// Its chains translate before those of Docker, iptables, Kubernetes and
+// firewalld, in whatever order these are loaded. Its drops are final, but its
+// accepts don't bind others: where iptables' FORWARD chain drops by default,
+// nat/iptables.Admission must let the networks' traffic pass.
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/extip/extip/nat"
+)
+
+// Config is how a Backend keeps its tables.
+type Config struct {
+	// Owner lets nobody else change or flush the tables, where the kernel
+	// can (Linux 6.9). They stay when the process ends, and the next one
+	// takes them over. The price: while it runs, nft refuses to load a file
+	// that names them, as a whole, such as one made by nft list ruleset.
+	Owner bool
+}
+
+// Backend is a nat.Backend. Make one with New.
+//
+// It keeps the desired state in memory and sends the kernel exact
+// differences, each call one transaction over both families. Where the two
+// disagree it reads the kernel and makes it match. A new Backend starts with
+// Sync: what an earlier process left would otherwise go with the first
+// change.
+type Backend struct {
+	mu     sync.Mutex
+	kernel *kernel
+	commit func(*batch) error // kernel.commit
+	flags  uint32             // of our tables
+	model  *model
+	// owned tells of each family whether this socket owns the table.
+	owned [2]bool
+	// agreed says that the kernel was left holding the model; if not, it
+	// has to be read before it is changed.
+	agreed bool
+	// seen is the generation at which it certainly held the model; 0 if
+	// others have written since.
+	seen uint32
+}
+
+var _ nat.Backend = (*Backend)(nil)
+
+// New uses nf_tables of the calling thread's network namespace. It returns an
+// error if the kernel can't do what is needed, which it tries without leaving
+// a trace.
+func New(c Config) (*Backend, error) {
+	k, err := dial()
+	if err != nil {
+		return nil, fmt.Errorf("nat: use nftables: %w", err)
+	}
+	b := &Backend{kernel: k, commit: k.commit, model: newModel()}
+	if c.Owner {
+		b.flags = flagOwner | flagPersist
+	}
+	err = k.probe(b.flags)
+	if b.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
+		b.flags = 0 // an older kernel
+		err = k.probe(b.flags)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("nat: use nftables: %w", err), k.close())
+	}
+	return b, nil
+}
+
+// Close lets go of the kernel. What was written stays.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.kernel.close()
+}
+
+// AddNetwork implements nat.Backend. Its cost grows with the number of networks.
+func (b *Backend) AddNetwork(n nat.Network) error {
+	put := nat.State{Networks: []nat.Network{n}}
+	if _, err := put.Usable(); err != nil {
+		return err
+	}
+	return b.change(fmt.Sprintf("add network %q", n.ID), change{put: put})
+}
+
+// RemoveNetwork implements nat.Backend. Only the network's ID counts.
+func (b *Backend) RemoveNetwork(n nat.Network) error {
+	return b.change(fmt.Sprintf("remove network %q", n.ID), change{drop: nat.State{Networks: []nat.Network{n}}})
+}
+
+// Add implements nat.Backend. Two mappings of one external address in a call
+// are an error.
+func (b *Backend) Add(ms ...nat.Mapping) error {
+	put := nat.State{Mappings: ms}
+	if _, err := put.Usable(); err != nil {
+		return err
+	}
+	return b.change(fmt.Sprintf("add %q", externals(ms)), change{put: put})
+}
+
+// Remove implements nat.Backend. A mapping whose external address has moved
+// on, to another internal address or endpoint, counts as absent.
+func (b *Backend) Remove(ms ...nat.Mapping) error {
+	return b.change(fmt.Sprintf("remove %q", externals(ms)), change{drop: nat.State{Mappings: ms}})
+}
+
+func externals(ms []nat.Mapping) string {
+	var names []string
+	for _, m := range ms {
+		names = append(names, m.External.String())
+	}
+	return strings.Join(names, " ")
+}
+
+// Sync implements nat.Backend. Networks and mappings that can't be written
+// are left out and reported as errors.
+func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
+	want, uerr := s.Usable()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m := modelOf(want); !m.equal(b.model) {
+		b.model, b.agreed, b.seen = m, false, 0
+	}
+	repaired, err = b.converge()
+	if err != nil {
+		err = fmt.Errorf("nat: sync: %w", err)
+	}
+	return repaired, errors.Join(uerr, err)
+}
+
+// Repair implements nat.Backend.
+func (b *Backend) Repair() (repaired []string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if repaired, err = b.converge(); err != nil {
+		err = fmt.Errorf("nat: repair: %w", err)
+	}
+	return repaired, err
+}

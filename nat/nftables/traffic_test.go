@@ -1,0 +1,71 @@
+package nftables
+
+import (
+	"testing"
+
+	"github.com/extip/extip/internal/natlab"
+	"github.com/extip/extip/internal/nettest"
+	"github.com/extip/extip/nat"
+	"github.com/extip/extip/nat/iptables"
+)
+
+// admitted is the backend with what lets its traffic pass Docker's FORWARD
+// chain, as the program joins them.
+type admitted struct {
+	*Backend
+	admit func([]nat.Network) ([]string, error)
+}
+
+func (a admitted) Sync(s nat.State) ([]string, error) {
+	repaired, err := a.Backend.Sync(s)
+	if err != nil {
+		return repaired, err
+	}
+	more, err := a.admit(s.Networks)
+	return append(repaired, more...), err
+}
+
+// openAdmitted makes a backend in a lab whose FORWARD chain drops.
+func openAdmitted(t *testing.T, l *natlab.Lab, flavour string, c Config) admitted {
+	return admitted{Backend: open(t, l.Host, c), admit: func(ns []nat.Network) (repaired []string, err error) {
+		err = l.Host.Do(func() error {
+			a, err := iptables.NewAdmission("iptables-" + flavour)
+			if err != nil {
+				return err
+			}
+			repaired, err = a.Sync(ns)
+			return err
+		})
+		return repaired, err
+	}}
+}
+
+func TestTraffic(t *testing.T) {
+	for _, flavour := range []string{"nft", "legacy"} {
+		t.Run(flavour, func(t *testing.T) {
+			nettest.RequireTool(t, "iptables-"+flavour)
+			variants := natlab.Variants(flavour)
+			if flavour == "legacy" {
+				variants = variants[2:] // the kernel's other engine, once more with and without br_netfilter
+			}
+			for _, v := range variants {
+				t.Run(v.String(), func(t *testing.T) {
+					natlab.Run(t, v, func(l *natlab.Lab) natlab.Subject {
+						return natlab.Subject{
+							Backend: openAdmitted(t, l, flavour, Config{}),
+							Expose: func() {
+								l.Host.Run("nft", "flush chain ip extip forward; flush chain ip6 extip forward; flush chain ip extip input")
+							},
+							Yield: func() {
+								l.Host.Run("nft", "delete chain ip extip prerouting"+
+									"; add chain ip extip prerouting { type nat hook prerouting priority -90; }"+
+									"; add rule ip extip prerouting dnat to ip daddr map @ext2ctr")
+							},
+							Left:  func() string { return dump(l.Host) },
+						}
+					})
+				})
+			}
+		})
+	}
+}
