@@ -50,10 +50,10 @@ func (b *Backend) write(e change) error {
 		b.committed(b.seen)
 		return nil
 	}
+	b.agreed = false // an answer that got lost is an error, too
 	if !disagreement(err) {
 		return err
 	}
-	b.agreed = false
 	_, err = b.converge()
 	return err
 }
@@ -94,7 +94,7 @@ func (b *Backend) converge() (repaired []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if generation == b.seen {
+		if b.agreed && generation == b.seen {
 			return nil, nil
 		}
 		bt := newBatch()

@@ -28,15 +28,10 @@ func (k *kernel) read(f family) (*table, error) {
 	}
 	// The library reads these numbers in the wrong byte order.
 	t := &table{flags: hostOrder(found.Flags), sets: map[string]*set{}, chains: map[string]chain{}}
-	parts, err := k.readSets(where, t)
-	if err == nil {
-		err = k.readChains(f, where, t)
-	}
-	switch use := hostOrder(found.Use); {
-	case err != nil:
+	if err := errors.Join(k.readSets(where, t), k.readChains(f, where, t)); err != nil {
 		t.strange = err.Error()
-	case use != uint32(parts+len(t.chains)):
-		t.strange = fmt.Sprintf("%d foreign objects", int(use)-parts-len(t.chains))
+	} else if others := int(hostOrder(found.Use)) - len(t.sets) - len(t.chains); others != 0 {
+		t.strange = fmt.Sprintf("%d foreign objects", others)
 	}
 	return t, nil
 }
@@ -48,22 +43,21 @@ func hostOrder(n uint32) uint32 {
 	return bits.ReverseBytes32(n)
 }
 
-// readSets returns how many there are, those of foreign rules included.
-func (k *kernel) readSets(where *nftables.Table, t *table) (count int, err error) {
+func (k *kernel) readSets(where *nftables.Table, t *table) error {
 	sets, err := k.library.GetSets(where)
 	if err != nil {
-		return 0, fmt.Errorf("sets: %w", err)
+		return fmt.Errorf("sets: %w", err)
 	}
 	for _, s := range sets {
 		if s.Anonymous {
-			continue // goes with its rule
+			continue // not counted, and goes with its rule
 		}
 		held := &set{kind: kindOf(s), elements: map[string]string{}}
 		t.sets[s.Name] = held
 		s.Table = where
 		elements, err := k.library.GetSetElements(s)
 		if err != nil {
-			return 0, fmt.Errorf("elements of %s: %w", s.Name, err)
+			return fmt.Errorf("elements of %s: %w", s.Name, err)
 		}
 		for _, e := range elements {
 			value := string(e.Val)
@@ -73,7 +67,7 @@ func (k *kernel) readSets(where *nftables.Table, t *table) (count int, err error
 			held.elements[string(e.Key)] = value
 		}
 	}
-	return len(sets), nil
+	return nil
 }
 
 func kindOf(s *nftables.Set) setKind {

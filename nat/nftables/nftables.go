@@ -47,8 +47,8 @@ type Backend struct {
 	// agreed says that the kernel was left holding the model; if not, it
 	// has to be read before it is changed.
 	agreed bool
-	// seen is the generation at which it certainly held the model; 0 if
-	// others have written since.
+	// seen is the generation at which it certainly did; 0 if others have
+	// written since.
 	seen uint32
 }
 
@@ -129,7 +129,7 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if m := modelOf(want); !m.equal(b.model) {
-		b.model, b.agreed, b.seen = m, false, 0
+		b.model, b.agreed = m, false
 	}
 	repaired, err = b.converge()
 	if err != nil {

@@ -61,7 +61,7 @@ func TestTraffic(t *testing.T) {
 									"; add chain ip extip prerouting { type nat hook prerouting priority -90; }"+
 									"; add rule ip extip prerouting dnat to ip daddr map @ext2ctr")
 							},
-							Left:  func() string { return dump(l.Host) },
+							Left: func() string { return dump(l.Host) },
 						}
 					})
 				})
