@@ -1,12 +1,12 @@
 package nftables
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
 	"os"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -54,17 +54,31 @@ func (k *kernel) readSets(where *nftables.Table, t *table) error {
 		}
 		held := &set{kind: kindOf(s), elements: map[string]string{}}
 		t.sets[s.Name] = held
-		s.Table = where
-		elements, err := k.library.GetSetElements(s)
-		if err != nil {
+		if err := k.readElements(where, s.Name, held); err != nil {
 			return fmt.Errorf("elements of %s: %w", s.Name, err)
 		}
-		for _, e := range elements {
-			value := string(e.Val)
-			if held.kind.value == nftables.TypeVerdict.Name {
-				value = spellVerdict(e.Val)
+	}
+	return nil
+}
+
+// readElements does without the library, which takes three times as long and
+// ten times the memory.
+func (k *kernel) readElements(where *nftables.Table, name string, held *set) error {
+	replies, err := k.socket.Execute(netlink.Message{
+		Header: netlink.Header{Type: messageType(unix.NFT_MSG_GETSETELEM), Flags: netlink.Request | netlink.Dump},
+		Data: append(nfgenmsg(uint8(where.Family), 0), attrs{}.
+			text(unix.NFTA_SET_ELEM_LIST_TABLE, where.Name).text(unix.NFTA_SET_ELEM_LIST_SET, name)...),
+	})
+	if err != nil {
+		return err
+	}
+	for _, m := range replies {
+		for _, e := range payload(m).find(unix.NFTA_SET_ELEM_LIST_ELEMENTS).each() {
+			value := string(e.find(unix.NFTA_SET_ELEM_DATA, unix.NFTA_DATA_VALUE))
+			if v := e.find(unix.NFTA_SET_ELEM_DATA, unix.NFTA_DATA_VERDICT); v != nil {
+				value = spellVerdict(v)
 			}
-			held.elements[string(e.Key)] = value
+			held.elements[string(e.find(unix.NFTA_SET_ELEM_KEY, unix.NFTA_DATA_VALUE))] = value
 		}
 	}
 	return nil
@@ -82,28 +96,12 @@ func kindOf(s *nftables.Set) setKind {
 	return k
 }
 
-// spellVerdict writes a verdict in the kernel's encoding as nft does, if it
-// is a jump; no other is ours.
-func spellVerdict(data []byte) string {
-	ad, err := netlink.NewAttributeDecoder(data)
-	if err != nil {
-		return err.Error()
+// spellVerdict writes a verdict as nft does, if it is a jump; no other is ours.
+func spellVerdict(v attrs) string {
+	if bytes.Equal(v, verdict(v.find(unix.NFTA_VERDICT_CHAIN).string())) {
+		return jumpTo(v.find(unix.NFTA_VERDICT_CHAIN).string())
 	}
-	ad.ByteOrder = binary.BigEndian
-	var code uint32
-	var chain string
-	for ad.Next() {
-		switch ad.Type() {
-		case unix.NFTA_VERDICT_CODE:
-			code = ad.Uint32()
-		case unix.NFTA_VERDICT_CHAIN:
-			chain = strings.TrimRight(ad.String(), "\x00")
-		}
-	}
-	if code != jumpCode() {
-		return fmt.Sprintf("verdict %d %s", int32(code), chain)
-	}
-	return jumpTo(chain)
+	return fmt.Sprintf("verdict %x", []byte(v))
 }
 
 func (k *kernel) readChains(f family, where *nftables.Table, t *table) error {

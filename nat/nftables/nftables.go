@@ -24,8 +24,12 @@ import (
 type Config struct {
 	// Owner lets nobody else change or flush the tables, where the kernel
 	// can (Linux 6.9). They stay when the process ends, and the next one
-	// takes them over. The price: while it runs, nft refuses to load a file
-	// that names them, as a whole, such as one made by nft list ruleset.
+	// takes them over.
+	//
+	// The price is paid by administrators who save and load rules. While the
+	// process runs, nft refuses a file that names the tables, as a whole;
+	// loading one while it does not run takes them away; and nft before 1.1
+	// can't load at all what it saves then.
 	Owner bool
 }
 

@@ -59,19 +59,11 @@ func (w *Watcher) Run(ctx context.Context, changed func()) (err error) {
 // id that the kernel tells, too, is that of one of its threads.
 func (w *Watcher) concerns(messages []netlink.Message) bool {
 	for _, m := range messages {
-		if m.Header.PID == w.own || len(m.Data) < sizeofNfgenmsg {
-			continue
-		}
-		ad, err := netlink.NewAttributeDecoder(m.Data[sizeofNfgenmsg:])
-		if err != nil {
+		// The table's name is attribute 1 of tables, chains, rules, sets,
+		// elements and all else that can be in one.
+		if m.Header.PID != w.own && m.Header.Type != messageType(unix.NFT_MSG_NEWGEN) &&
+			payload(m).find(unix.NFTA_TABLE_NAME).string() == tableName {
 			return true
-		}
-		for ad.Next() {
-			// The table's name is attribute 1 of tables, chains, rules,
-			// sets, elements and all else that can be in one.
-			if ad.Type() == unix.NFTA_TABLE_NAME && m.Header.Type != messageType(unix.NFT_MSG_NEWGEN) && ad.String() == tableName {
-				return true
-			}
 		}
 	}
 	return false

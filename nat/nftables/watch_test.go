@@ -62,7 +62,7 @@ func TestWatch(t *testing.T) {
 	}
 
 	for _, command := range []string{
-		"flush map ip extip ext2ctr", "add chain ip6 extip c", "add rule ip6 extip c accept",
+		"flush map ip extip ext2ctr", "add chain ip6 extip c", "add rule ip6 extip input accept",
 		"add set ip extip s { type mark; }", "add counter ip extip c", "delete table ip extip", "flush ruleset",
 	} {
 		node.Run("nft", command)

@@ -1,8 +1,10 @@
 package nftables
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -195,6 +197,50 @@ func (a attrs) number(kind uint16, n uint32) attrs {
 	return a.put(kind, binary.BigEndian.AppendUint32(nil, n))
 }
 
+// each is the attributes, up to the first that is malformed.
+func (a attrs) each() iter.Seq2[uint16, attrs] {
+	return func(yield func(uint16, attrs) bool) {
+		for len(a) >= unix.SizeofNlAttr {
+			size := int(binary.NativeEndian.Uint16(a))
+			if size < unix.SizeofNlAttr || size > len(a) {
+				return
+			}
+			kind := binary.NativeEndian.Uint16(a[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			if !yield(kind, a[unix.SizeofNlAttr:size]) {
+				return
+			}
+			a = a[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(a)):]
+		}
+	}
+}
+
+// find returns the content of the first attribute that the path of kinds
+// leads to, nil if there is none.
+func (a attrs) find(path ...uint16) attrs {
+	for kind, inner := range a.each() {
+		if kind != path[0] {
+			continue
+		}
+		if len(path) == 1 {
+			return inner
+		}
+		return inner.find(path[1:]...)
+	}
+	return nil
+}
+
+// payload is the attributes of a netfilter message.
+func payload(m netlink.Message) attrs {
+	const sizeofNfgenmsg = 4
+	if len(m.Data) < sizeofNfgenmsg {
+		return nil
+	}
+	return attrs(m.Data[sizeofNfgenmsg:])
+}
+
+// string is an attribute's content without the final zero.
+func (a attrs) string() string { return string(bytes.TrimRight(a, "\x00")) }
+
 // A kernel is a socket to nf_tables of the network namespace it was opened
 // in. Its methods may not be called concurrently.
 type kernel struct {
@@ -294,21 +340,9 @@ func (k *kernel) generation() (uint32, error) {
 		return 0, err
 	}
 	for _, m := range replies {
-		if len(m.Data) < sizeofNfgenmsg {
-			continue
-		}
-		ad, err := netlink.NewAttributeDecoder(m.Data[sizeofNfgenmsg:])
-		if err != nil {
-			return 0, err
-		}
-		ad.ByteOrder = binary.BigEndian
-		for ad.Next() {
-			if ad.Type() == unix.NFTA_GEN_ID {
-				return ad.Uint32(), ad.Err()
-			}
+		if id := payload(m).find(unix.NFTA_GEN_ID); len(id) == 4 {
+			return binary.BigEndian.Uint32(id), nil
 		}
 	}
 	return 0, fmt.Errorf("no generation in %d replies", len(replies))
 }
-
-const sizeofNfgenmsg = 4
