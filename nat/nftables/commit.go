@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -81,15 +82,19 @@ func (b *Backend) flag(t *table) {
 	}
 }
 
-// patience is how often the kernel is read again because others change
-// nf_tables meanwhile.
-const patience = 10
+// patience is how often the kernel is read until it can be trusted. What is
+// read last has to do: if it was not true, adding what is there already
+// changes nothing, and taking away what is not is refused.
+const patience = 5
 
 // converge makes the kernel hold the model, whatever it holds now, in one
 // transaction, and returns a line for each thing that was wrong.
-func (b *Backend) converge() (repaired []string, err error) {
-	var refused error // of a piecemeal repair
-	for range patience {
+func (b *Backend) converge() ([]string, error) {
+	var (
+		wrong   []string // at the last look
+		refused error    // of a piecemeal repair
+	)
+	for try := 1; ; try++ {
 		generation, err := b.kernel.generation()
 		if err != nil {
 			return nil, err
@@ -98,11 +103,19 @@ func (b *Backend) converge() (repaired []string, err error) {
 			return nil, nil
 		}
 		bt := newBatch()
-		repaired, err = b.compare(bt, refused)
-		if now, gerr := b.kernel.generation(); gerr != nil {
+		lines, err := b.compare(bt, refused)
+		now, gerr := b.kernel.generation()
+		// Two looks must agree: while a hash table grows, some elements of
+		// it are not shown.
+		trusted := now == generation && slices.Equal(lines, wrong)
+		wrong = lines
+		switch {
+		case gerr != nil:
 			return nil, gerr
-		} else if now != generation {
+		case !trusted && try < patience:
 			continue
+		case now != generation:
+			generation = 0
 		}
 		if err != nil {
 			return nil, err
@@ -111,20 +124,17 @@ func (b *Backend) converge() (repaired []string, err error) {
 			b.agreed, b.seen = true, generation
 			return nil, nil
 		}
-		err = b.commit(bt)
-		if err == nil {
+		if err = b.commit(bt); err == nil {
 			b.committed(generation)
-			return repaired, nil
+			return lines, nil
 		}
-		now, gerr := b.kernel.generation()
-		switch {
-		case gerr != nil || now == generation && refused != nil:
+		if now, gerr = b.kernel.generation(); gerr != nil || try >= patience || now == generation && refused != nil {
 			return nil, errors.Join(err, gerr)
-		case now == generation:
+		}
+		if now == generation {
 			refused = err // else somebody was faster
 		}
 	}
-	return nil, fmt.Errorf("others keep changing the rules")
 }
 
 // compare adds to a batch what makes the kernel hold the model. If it has

@@ -43,7 +43,9 @@ func (f family) diff(b *batch, have, want *table) (lines []string) {
 func (t *table) orphan() bool { return t.flags == flagPersist }
 
 // beyondRepair says why have can't be turned into want piece by piece, "" if
-// it can.
+// it can. What is done piece by piece no packet notices. When a table is made
+// anew, one that is just then between the old and the new chain may pass both
+// untranslated; the guard of the input then drops it.
 func (t *table) beyondRepair(want *table) string {
 	if t.strange != "" {
 		return t.strange
