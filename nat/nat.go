@@ -1,6 +1,6 @@
 // Package nat says what network address translation extip wants, and what a
 // backend that writes it into the kernel must promise. The backends live in
-// sub-packages (nat/iptables); nothing here touches the kernel.
+// sub-packages (nat/nftables, nat/iptables); nothing here touches the kernel.
 package nat
 
 import (

@@ -140,14 +140,12 @@ func (b *Backend) converge() ([]string, error) {
 // compare adds to a batch what makes the kernel hold the model. If it has
 // refused to be mended, tables are made anew.
 func (b *Backend) compare(bt *batch, refused error) (lines []string, err error) {
-	for i, f := range families() {
+	for _, f := range families() {
 		have, err := b.kernel.read(f)
 		if err != nil {
 			return nil, err
 		}
-		if have == nil {
-			b.owned[i] = false
-		} else if have.flags&flagOwner != 0 && !b.owned[i] {
+		if have != nil && have.foreign {
 			return nil, fmt.Errorf("table %s %s belongs to another process", f, tableName)
 		}
 		if have != nil && refused != nil {
@@ -164,9 +162,6 @@ func (b *Backend) compare(bt *batch, refused error) (lines []string, err error) 
 // the next change after a generation at which it held what we took it for.
 func (b *Backend) committed(after uint32) {
 	b.agreed, b.seen = true, 0
-	for i, f := range families() {
-		b.owned[i] = b.flags != 0 && b.model.active(f)
-	}
 	// If others have changed anything since, a look will be needed.
 	if now, err := b.kernel.generation(); err == nil && after != 0 && now == after+1 {
 		b.seen = now

@@ -2,11 +2,9 @@ package nftables
 
 import (
 	"bytes"
-	"encoding/binary"
+	"cmp"
 	"errors"
 	"fmt"
-	"math/bits"
-	"os"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -19,29 +17,30 @@ import (
 // sure that nothing changes meanwhile.
 func (k *kernel) read(f family) (*table, error) {
 	where := &nftables.Table{Name: tableName, Family: nftables.TableFamily(f.proto())}
-	found, err := k.library.ListTableOfFamily(tableName, where.Family)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EAFNOSUPPORT) {
+	found, err := k.socket.Execute(netlink.Message{
+		Header: netlink.Header{Type: messageType(unix.NFT_MSG_GETTABLE), Flags: netlink.Request},
+		Data:   append(nfgenmsg(f.proto(), 0), attrs{}.text(unix.NFTA_TABLE_NAME, tableName)...),
+	})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
+	if err != nil || len(found) == 0 {
+		return nil, cmp.Or(err, errNoAnswer)
 	}
-	// The library reads these numbers in the wrong byte order.
-	t := &table{flags: hostOrder(found.Flags), sets: map[string]*set{}, chains: map[string]chain{}}
+	about := payload(found[0])
+	t := &table{flags: about.number32(unix.NFTA_TABLE_FLAGS), sets: map[string]*set{}, chains: map[string]chain{}}
+	t.foreign = t.flags&flagOwner != 0 && about.number32(nftaTableOwner) != k.port
 	if err := errors.Join(k.readSets(where, t), k.readChains(f, where, t)); err != nil {
 		t.strange = err.Error()
-	} else if others := int(hostOrder(found.Use)) - len(t.sets) - len(t.chains); others != 0 {
+	} else if others := int(about.number32(unix.NFTA_TABLE_USE)) - len(t.sets) - len(t.chains); others != 0 {
 		t.strange = fmt.Sprintf("%d foreign objects", others)
 	}
 	return t, nil
 }
 
-func hostOrder(n uint32) uint32 {
-	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
-		return n
-	}
-	return bits.ReverseBytes32(n)
-}
+// nftaTableOwner is NFTA_TABLE_OWNER, linux/netfilter/nf_tables.h; it is
+// missing in x/sys.
+const nftaTableOwner = 7
 
 func (k *kernel) readSets(where *nftables.Table, t *table) error {
 	sets, err := k.library.GetSets(where)

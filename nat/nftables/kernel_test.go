@@ -69,3 +69,14 @@ func subject(t *testing.T, c Config) nattest.Subject {
 func TestConformance(t *testing.T) {
 	nattest.Run(t, func(t *testing.T) nattest.Subject { return subject(t, Config{}) })
 }
+
+// To find out whether the kernel will do leaves nothing in it.
+func TestNewLeavesNothing(t *testing.T) {
+	node := newHost(t)
+	for _, c := range []Config{{}, {Owner: true}} {
+		open(t, node, c)
+		if got := node.Run("nft", "list", "ruleset"); got != "" {
+			t.Errorf("%+v: left\n%s", c, got)
+		}
+	}
+}

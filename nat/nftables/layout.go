@@ -56,6 +56,8 @@ type table struct {
 	flags  uint32
 	sets   map[string]*set
 	chains map[string]chain
+	// foreign says that a table found in the kernel has another owner.
+	foreign bool
 	// strange says why a table found in the kernel must be made anew.
 	strange string
 }

@@ -43,11 +43,9 @@ type Config struct {
 type Backend struct {
 	mu     sync.Mutex
 	kernel *kernel
-	commit func(*batch) error // kernel.commit
+	commit func(*batch) error // kernel.commit, but in tests
 	flags  uint32             // of our tables
 	model  *model
-	// owned tells of each family whether this socket owns the table.
-	owned [2]bool
 	// agreed says that the kernel was left holding the model; if not, it
 	// has to be read before it is changed.
 	agreed bool

@@ -3,7 +3,7 @@ package nftables
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
+	"errors"
 	"iter"
 	"maps"
 	"slices"
@@ -229,6 +229,14 @@ func (a attrs) find(path ...uint16) attrs {
 	return nil
 }
 
+// number32 is the number that find finds, 0 if there is none.
+func (a attrs) number32(path ...uint16) uint32 {
+	if n := a.find(path...); len(n) == 4 {
+		return binary.BigEndian.Uint32(n)
+	}
+	return 0
+}
+
 // payload is the attributes of a netfilter message.
 func payload(m netlink.Message) attrs {
 	const sizeofNfgenmsg = 4
@@ -240,6 +248,8 @@ func payload(m netlink.Message) attrs {
 
 // string is an attribute's content without the final zero.
 func (a attrs) string() string { return string(bytes.TrimRight(a, "\x00")) }
+
+var errNoAnswer = errors.New("the kernel's answer says nothing")
 
 // A kernel is a socket to nf_tables of the network namespace it was opened
 // in. Its methods may not be called concurrently.
@@ -263,13 +273,13 @@ func dial() (*kernel, error) {
 		}
 		return c.SetReadBuffer(buffer)
 	}))
-	if err != nil {
-		return nil, err
+	if err == nil {
+		k.port, err = k.localPort()
 	}
-	if k.port, err = k.localPort(); err != nil {
-		return nil, fmt.Errorf("%w; %w", err, k.close())
+	if err != nil && k.socket != nil {
+		err = errors.Join(err, k.socket.Close())
 	}
-	return k, nil
+	return k, err
 }
 
 func (k *kernel) close() error { return k.library.CloseLasting() }
@@ -340,9 +350,9 @@ func (k *kernel) generation() (uint32, error) {
 		return 0, err
 	}
 	for _, m := range replies {
-		if id := payload(m).find(unix.NFTA_GEN_ID); len(id) == 4 {
-			return binary.BigEndian.Uint32(id), nil
+		if id := payload(m).number32(unix.NFTA_GEN_ID); id != 0 {
+			return id, nil
 		}
 	}
-	return 0, fmt.Errorf("no generation in %d replies", len(replies))
+	return 0, errNoAnswer
 }
