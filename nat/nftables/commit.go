@@ -105,9 +105,9 @@ func (b *Backend) converge() ([]string, error) {
 		bt := newBatch()
 		lines, err := b.compare(bt, refused)
 		now, gerr := b.kernel.generation()
-		// Two looks must agree: while a hash table grows, some elements of
-		// it are not shown.
-		trusted := now == generation && slices.Equal(lines, wrong)
+		// Two looks must agree on what is missing: while a hash table grows,
+		// some elements of it are not shown.
+		trusted := now == generation && (!bt.doubtful || slices.Equal(lines, wrong))
 		wrong = lines
 		switch {
 		case gerr != nil:

@@ -81,6 +81,7 @@ func (f family) diffContents(b *batch, have, want *table, note func(string, ...a
 		removed, added[name] = diffElements(held.elements, s.elements)
 		b.elements(f, name, removed, true)
 		if have.sets[name] != nil {
+			b.doubtful = b.doubtful || len(added[name]) > 0
 			describe(note, name, s.kind, removed, added[name])
 		}
 	}

@@ -34,6 +34,8 @@ type batch struct {
 	name     string // of the table it is about
 	messages []netlink.Message
 	setIDs   uint32
+	// doubtful says that the batch adds elements to a set that is there.
+	doubtful bool
 }
 
 func newBatch() *batch { return &batch{name: tableName} }
