@@ -1,5 +1,7 @@
 # Everything a contributor runs. CI runs scripts/test.sh, which calls these.
 
+SHELL := bash -o pipefail
+
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 help: ## say what there is
@@ -22,8 +24,12 @@ test: ## unit tests, and those with the kernel in private namespaces
 	go test $(RACE) $$(go list ./... | grep -v /e2e)
 
 # -count=1, as go does not know that the tests run the program.
-e2e: ## the whole thing with a real engine; as root
+e2e: ## the whole thing with a real engine, with each backend; as root
 	go test -count=1 -timeout 15m ./e2e
+	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip 'TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch' ./e2e
+
+soak: ## 1,000 random operations on the kernel, crashes and damage among them
+	EXTIP_SOAK_STEPS=1000 go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
 
 quickstart: ## see it work in a private lab; as root
 	scripts/quickstart.sh
@@ -31,4 +37,4 @@ quickstart: ## see it work in a private lab; as root
 clean: ## remove what build made
 	rm -rf bin
 
-.PHONY: help build check test e2e quickstart clean
+.PHONY: help build check test e2e soak quickstart clean

@@ -17,6 +17,7 @@ type config struct {
 	engineSocket        string
 	sysctls             string
 	parent, pool        string
+	backend             string
 	reconcileInterval   time.Duration
 	logLevel, logFormat string
 }
@@ -48,6 +49,7 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 	f.StringVar(&c.sysctls, "sysctls", "/proc/sys/net", "folder of the network's settings, where it can be written")
 	f.StringVar(&c.parent, "parent", "", "host interface for networks that name none (default: that of the default route)")
 	f.StringVar(&c.pool, "pool", "", "external addresses for networks that name none: addresses, first-last ranges, CIDRs")
+	f.StringVar(&c.backend, "backend", "auto", "what translates: nftables, iptables, or auto: nftables where the kernel can")
 	f.DurationVar(&c.reconcileInterval, "reconcile-interval", 30*time.Second, "how often the kernel is compared with the records when nothing hints at a difference")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warning or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")

@@ -2,12 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+
+	"github.com/sirupsen/logrus"
 
 	"github.com/extip/extip/announce"
 	"github.com/extip/extip/driver"
 	"github.com/extip/extip/link"
+	"github.com/extip/extip/nat"
 	"github.com/extip/extip/nat/firewalld"
 	"github.com/extip/extip/nat/iptables"
+	"github.com/extip/extip/nat/nftables"
 )
 
 // kernel is the driver's Kernel with what has to be run and closed of it.
@@ -15,10 +21,18 @@ type kernel struct {
 	driver.Kernel
 	host      *link.Host
 	announcer *announce.Announcer
-	rules     *iptables.Backend
+	backend   string
+	// watchRules and closeRules are the backend's.
+	watchRules func() ([]ruleWatcher, error)
+	closeRules func() error
 }
 
-func open(c config) (kernel, error) {
+// ruleWatcher tells of changes of rules by others.
+type ruleWatcher interface {
+	Run(ctx context.Context, changed func()) error
+}
+
+func open(c config, log logrus.FieldLogger) (kernel, error) {
 	host, err := link.New(c.sysctls)
 	if err != nil {
 		return kernel{}, err
@@ -27,19 +41,78 @@ func open(c config) (kernel, error) {
 	if err != nil {
 		return kernel{}, err
 	}
+	k := kernel{
+		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Announcer: announcer},
+		host:   host, announcer: announcer,
+	}
+	switch c.backend {
+	case "auto":
+		if err = k.useNftables(log); err != nil {
+			log.WithError(err).Warn("this kernel can't translate with nftables; iptables it is")
+			err = k.useIptables()
+		}
+	case "nftables":
+		err = k.useNftables(log)
+	case "iptables":
+		err = k.useIptables()
+	default:
+		err = fmt.Errorf("--backend=%s: allowed are auto, nftables and iptables", c.backend)
+	}
+	return k, err
+}
+
+// useNftables translates with nftables. Where there is iptables, too, its
+// FORWARD chain has to be passed, and what the other backend left goes.
+func (k *kernel) useNftables(log logrus.FieldLogger) error {
+	rules, err := nftables.New(nftables.Config{})
+	if err != nil {
+		return err
+	}
+	admitted := &nat.Admitted{Backend: rules}
+	admission, err := iptables.NewAdmission("")
+	if err != nil {
+		log.WithError(err).Warn("without iptables its FORWARD chain is left as it is")
+	} else {
+		admitted.Admission = admission
+		admitted.Former = func() ([]string, error) { return iptables.Clear("") }
+	}
+	k.backend, k.NAT, k.closeRules = "nftables", admitted, rules.Close
+	k.watchRules = func() ([]ruleWatcher, error) {
+		own, err := rules.Watch()
+		if err != nil || admission == nil {
+			return []ruleWatcher{own}, err
+		}
+		foreign, err := admission.Watch()
+		return []ruleWatcher{own, foreign}, err
+	}
+	return nil
+}
+
+// useIptables translates with iptables. What the other backend left goes, if
+// the kernel knows what it is.
+func (k *kernel) useIptables() error {
 	rules, err := iptables.New("")
 	if err != nil {
-		return kernel{}, err
+		return err
 	}
-	return kernel{
-		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Announcer: announcer, NAT: rules},
-		host:   host, announcer: announcer, rules: rules,
-	}, nil
+	admitted := &nat.Admitted{Backend: rules}
+	if former, err := nftables.New(nftables.Config{}); err == nil {
+		admitted.Former = func() ([]string, error) {
+			removed, err := former.Sync(nat.State{})
+			return removed, errors.Join(err, former.Close())
+		}
+	}
+	k.backend, k.NAT, k.closeRules = "iptables", admitted, func() error { return nil }
+	k.watchRules = func() ([]ruleWatcher, error) {
+		own, err := rules.Watch()
+		return []ruleWatcher{own}, err
+	}
+	return nil
 }
 
 func (k kernel) close() error {
 	k.host.Close()
-	return k.announcer.Close()
+	return errors.Join(k.closeRules(), k.announcer.Close())
 }
 
 // watch begins to watch whatever may be changed behind the driver's back. What
@@ -49,15 +122,18 @@ func (k kernel) watch(d *driver.Driver) ([]func(context.Context) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	rules, err := k.rules.Watch()
+	watchers, err := k.watchRules()
 	if err != nil {
 		return nil, err
 	}
-	return []func(context.Context) error{
+	runs := []func(context.Context) error{
 		func(ctx context.Context) error { return network.Run(ctx, d.NetworkChanged) },
-		func(ctx context.Context) error { return rules.Run(ctx, func() { d.Hint("rules changed") }) },
 		func(ctx context.Context) error {
 			return (&firewalld.Watcher{}).Run(ctx, func() { d.Hint("firewalld") })
 		},
-	}, nil
+	}
+	for _, w := range watchers {
+		runs = append(runs, func(ctx context.Context) error { return w.Run(ctx, func() { d.Hint("rules changed") }) })
+	}
+	return runs, nil
 }

@@ -63,7 +63,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 		return err
 	}
 	defer func() { rerr = errors.Join(rerr, records.Close()) }()
-	kernel, err := open(c)
+	kernel, err := open(c, log)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 	if err := d.Restore(); err != nil {
 		log.WithError(err).Error("not everything could be restored")
 	}
-	log.WithFields(logrus.Fields{"version": version, "socket": c.pluginSocket}).Info("serving")
+	log.WithFields(logrus.Fields{"version": version, "socket": c.pluginSocket, "backend": kernel.backend}).Info("serving")
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return driver.NewGuard(d, log).Serve(ctx, socket) })
 	group.Go(func() error { return d.Run(ctx, c.reconcileInterval) })

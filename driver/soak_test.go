@@ -21,7 +21,9 @@ import (
 	"github.com/extip/extip/driver"
 	"github.com/extip/extip/internal/nettest"
 	"github.com/extip/extip/link"
+	"github.com/extip/extip/nat"
 	"github.com/extip/extip/nat/iptables"
+	"github.com/extip/extip/nat/nftables"
 	"github.com/extip/extip/store"
 )
 
@@ -41,7 +43,6 @@ type soak struct {
 	kernel  *link.Host
 	records *store.Store
 	plugin  *driver.Driver
-	rules   *iptables.Backend
 
 	networks   map[string]int // id → third byte of its subnet
 	containers map[string]*container
@@ -151,7 +152,8 @@ func (s *soak) start() {
 			return err
 		}
 		s.t.Cleanup(func() { _ = announcer.Close() })
-		if s.rules, err = iptables.New(""); err != nil {
+		rules, err := s.rules()
+		if err != nil {
 			return err
 		}
 		if s.records, err = store.Open(s.path); err != nil {
@@ -159,12 +161,33 @@ func (s *soak) start() {
 		}
 		log := logrus.New()
 		log.SetOutput(io.Discard)
-		k := driver.Kernel{Links: s.kernel, Addresses: s.kernel, Settings: s.kernel, Announcer: announcer, NAT: s.rules}
+		k := driver.Kernel{Links: s.kernel, Addresses: s.kernel, Settings: s.kernel, Announcer: announcer, NAT: rules}
 		if s.plugin, err = driver.New(k, s.records, driver.Defaults{}, log); err != nil {
 			return err
 		}
 		return s.plugin.Restore()
 	})
+}
+
+// rules is either backend, as the program would use it: a start after a crash
+// may be with the other.
+func (s *soak) rules() (nat.Backend, error) {
+	nft, err := nftables.New(nftables.Config{})
+	if err != nil {
+		return nil, err
+	}
+	if s.random.IntN(2) == 0 {
+		s.steps["(start with iptables)"]++
+		ipt, err := iptables.New("")
+		return &nat.Admitted{Backend: ipt, Former: func() ([]string, error) {
+			removed, err := nft.Sync(nat.State{})
+			return removed, errors.Join(err, nft.Close())
+		}}, err
+	}
+	s.steps["(start with nftables)"]++
+	s.t.Cleanup(func() { _ = nft.Close() })
+	admission, err := iptables.NewAdmission("")
+	return &nat.Admitted{Backend: nft, Admission: admission, Former: func() ([]string, error) { return iptables.Clear("") }}, err
 }
 
 // stop ends the plugin as a kill does: nothing but its files is closed.
@@ -185,7 +208,7 @@ func (s *soak) createNetwork() {
 		return
 	}
 	s.serial++
-	id, n := fmt.Sprintf("net%061d", s.serial), s.serial%200
+	id, n := fmt.Sprintf("%08x%056d", s.random.Uint32(), s.serial), s.serial%200
 	s.networks[id] = n
 	s.call("CreateNetwork", func() error {
 		return s.plugin.CreateNetwork(&api.CreateNetworkRequest{

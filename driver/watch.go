@@ -14,11 +14,10 @@ const (
 	// settle is how long a hint waits for others, so that a storm of them is
 	// answered once.
 	settle = 50 * time.Millisecond
-	// rest is how long there is at least between two runs, and effort how
-	// many times as long as a run took: what is broken again and again
-	// costs a bounded share of a processor.
-	rest   = 200 * time.Millisecond
-	effort = 4
+	// Between two runs there is a rest of twice what a run took, within
+	// these bounds: what is broken again and again costs a bounded share of
+	// a processor, and yet is repaired within a second.
+	minRest, maxRest = 200 * time.Millisecond, 500 * time.Millisecond
 	// retryAfter is when a run that failed is followed by another; the wait
 	// doubles each time, up to the interval.
 	retryAfter = time.Second
@@ -61,7 +60,7 @@ func (d *Driver) Run(ctx context.Context, interval time.Duration) error {
 		} else {
 			retry = retryAfter
 		}
-		if !wait(ctx, max(rest, effort*time.Since(began))) {
+		if !wait(ctx, min(max(2*time.Since(began), minRest), maxRest)) {
 			return nil
 		}
 	}

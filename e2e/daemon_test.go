@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -110,7 +111,8 @@ func (l *lab) newEngine() *daemon {
 }
 
 func (l *lab) newPlugin() *daemon {
-	args := []string{filepath.Join(l.dir, "bin", "extip"), "serve",
+	backend := cmp.Or(l.opts.backend, os.Getenv("EXTIP_TEST_BACKEND"), "auto")
+	args := []string{filepath.Join(l.dir, "bin", "extip"), "serve", "--backend", backend,
 		"--plugin-socket", pluginSocket, "--state", filepath.Join(l.dir, "extip.db"), "--log-level", "debug"}
 	return l.newDaemon("extip", pluginSocket, append(args, l.opts.plugin...)...)
 }

@@ -44,6 +44,9 @@ type options struct {
 	// flavour is the kernel interface that the host's iptables uses: "nft",
 	// which is the usual one, or "legacy".
 	flavour string
+	// backend is the plugin's --backend; that of EXTIP_TEST_BACKEND if empty,
+	// or else auto.
+	backend string
 	// parent is what carries the host's address: "bridge", the usual one, is
 	// a Linux bridge br-ex over eth0; "ovs" is an Open vSwitch bridge br-ex
 	// over eth0; "eth0" is eth0 itself.
@@ -54,6 +57,16 @@ type options struct {
 	plugin []string
 	// bare leaves engine and plugin to be started by the test.
 	bare bool
+}
+
+// eachVariant runs a test with both of the plugin's backends, beside an engine
+// that uses either of the kernel's interfaces for iptables.
+func eachVariant(t *testing.T, test func(*testing.T, options)) {
+	for _, backend := range []string{"nftables", "iptables"} {
+		for _, flavour := range []string{"nft", "legacy"} {
+			t.Run(backend+"-beside-iptables-"+flavour, func(t *testing.T) { test(t, options{backend: backend, flavour: flavour}) })
+		}
+	}
 }
 
 // A lab is a docker host and an outside machine on one segment.

@@ -18,7 +18,7 @@ func TestRecipe(t *testing.T) {
 	}
 	for _, flavour := range []string{"nft", "legacy"} {
 		t.Run(flavour, func(t *testing.T) {
-			lab := newLab(t, options{flavour: flavour})
+			lab := newLab(t, options{backend: "iptables", flavour: flavour})
 			lab.importRecipe()
 			key := lab.dir + "/key"
 			lab.must("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)

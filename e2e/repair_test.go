@@ -8,48 +8,49 @@ import (
 	"time"
 )
 
+// slack is for busy machines: the bar is a second, which the log shows.
+const slack = 3
+
 // TestRepair has the host's network damaged in the ways that happen, and
-// measures how long until new connections work again. The bar is a second.
+// measures how long until new connections work again.
 func TestRepair(t *testing.T) {
-	for _, flavour := range []string{"nft", "legacy"} {
-		t.Run(flavour, func(t *testing.T) {
-			lab := newLab(t, options{flavour: flavour})
-			lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62", "com.docker.network.bridge.name=br-web")
-			web := lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
-			running := ours(lab.host.Dump())
-			sh := func(script string) func() { return func() { lab.must("sh", "-c", script) } }
-			for _, tt := range []struct {
-				name   string
-				damage func()
-			}{
-				{"iptables -F; iptables -t nat -F", sh("iptables -F; iptables -t nat -F")},
-				{"nft flush ruleset", sh("nft flush ruleset")},
-				{"ip addr flush dev br-ex", func() {
-					lab.must("ip", "addr", "flush", "dev", "br-ex")
-					lab.must("ip", "addr", "add", hostAddr+"/24", "dev", "br-ex")
-				}},
-				{"parent down and up", sh("ip link set br-ex down; ip link set br-ex up")},
-				{"bridge deleted", sh("ip link del br-web")},
-				{"alias deleted", sh("ip addr del 203.0.113.56/32 dev br-ex")},
-				{"all of it", sh("nft flush ruleset; iptables -t nat -F; ip link del br-web; ip addr del 203.0.113.56/32 dev br-ex")},
-			} {
-				took := repairTime(t, lab.outside, "203.0.113.56:80", "web saw "+outsideAddr, tt.damage)
-				t.Logf("%-6s %-32s works again after %v", flavour, tt.name, took.Round(time.Millisecond))
-				if took > time.Second {
-					t.Errorf("%s: works again only after %v", tt.name, took)
-				}
-				eventually(t, "everything of extip's is as before", func() bool { return ours(lab.host.Dump()) == running })
-				ask(t, []question{
-					{lab.outside, "tcp", "203.0.113.56:80", "web saw " + outsideAddr},
-					{lab.outside, "icmp", "203.0.113.56", "ttl 63"},
-				})
-				// nft flush ruleset takes the engine's rules, too, and
-				// the parent's flush the default route.
-				lab.try("ip", "route", "replace", "default", "via", outsideAddr)
-				ask(t, []question{{web, "tcp", outsideAddr + ":80", "outside saw 203.0.113.56"}})
+	eachVariant(t, func(t *testing.T, o options) {
+		lab := newLab(t, o)
+		lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62", "com.docker.network.bridge.name=br-web")
+		web := lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
+		running := ours(lab.host.Dump())
+		sh := func(script string) func() { return func() { lab.must("sh", "-c", script) } }
+		for _, tt := range []struct {
+			name   string
+			damage func()
+		}{
+			{"iptables -F; iptables -t nat -F", sh("iptables -F; iptables -t nat -F")},
+			{"nft flush ruleset", sh("nft flush ruleset")},
+			{"ip addr flush dev br-ex", func() {
+				lab.must("ip", "addr", "flush", "dev", "br-ex")
+				lab.must("ip", "addr", "add", hostAddr+"/24", "dev", "br-ex")
+			}},
+			{"parent down and up", sh("ip link set br-ex down; ip link set br-ex up")},
+			{"bridge deleted", sh("ip link del br-web")},
+			{"alias deleted", sh("ip addr del 203.0.113.56/32 dev br-ex")},
+			{"all of it", sh("nft flush ruleset; iptables -t nat -F; ip link del br-web; ip addr del 203.0.113.56/32 dev br-ex")},
+		} {
+			took := repairTime(t, lab.outside, "203.0.113.56:80", "web saw "+outsideAddr, tt.damage)
+			t.Logf("%-8s iptables-%-6s %-32s works again after %v", o.backend, o.flavour, tt.name, took.Round(time.Millisecond))
+			if took > time.Second {
+				t.Errorf("%s: works again only after %v", tt.name, took)
 			}
-		})
-	}
+			eventually(t, "everything of extip's is as before", func() bool { return ours(lab.host.Dump()) == running })
+			ask(t, []question{
+				{lab.outside, "tcp", "203.0.113.56:80", "web saw " + outsideAddr},
+				{lab.outside, "icmp", "203.0.113.56", "ttl 63"},
+			})
+			// nft flush ruleset takes the engine's rules, too, and
+			// the parent's flush the default route.
+			lab.try("ip", "route", "replace", "default", "via", outsideAddr)
+			ask(t, []question{{web, "tcp", outsideAddr + ":80", "outside saw 203.0.113.56"}})
+		}
+	})
 }
 
 var marked = regexp.MustCompile(`(?i)xip|br-web|172\.31\.|203\.0\.113\.5`)

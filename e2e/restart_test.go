@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 )
@@ -35,6 +36,39 @@ func TestPluginRestart(t *testing.T) {
 	for name, f := range map[string]*flow{"in": in, "out": out} {
 		sent, lost := f.stop()
 		t.Logf("two restarts of the plugin, %s: %d packets sent, %d lost", name, sent, lost)
+		if lost > 0 {
+			t.Errorf("%s: %d of %d packets were lost", name, lost, sent)
+		}
+	}
+	lab.docker("rm", "-f", "web")
+	lab.docker("network", "rm", "web")
+	lab.unchanged(before)
+}
+
+// TestBackendSwitch changes the backend under traffic: what one wrote goes when
+// the other translates, and not one packet is lost.
+func TestBackendSwitch(t *testing.T) {
+	lab := newLab(t, options{backend: "iptables"})
+	before := lab.host.Dump()
+	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
+	web := lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
+	in, out := startFlow(t, lab.outside, "203.0.113.56:80"), startFlow(t, web, outsideAddr+":80")
+	mark := map[string]string{"iptables": "XIP-D", "nftables": "table ip extip"}
+	for _, tt := range []struct{ to, from string }{{"nftables", "iptables"}, {"iptables", "nftables"}} {
+		lab.stopPlugin()
+		lab.plugin.args = append(lab.plugin.args, "--backend", tt.to)
+		lab.startPlugin()
+		if dump := lab.host.Dump(); !strings.Contains(dump, mark[tt.to]) || strings.Contains(dump, mark[tt.from]) {
+			t.Errorf("after the switch to %s:\n%s", tt.to, dump)
+		}
+		ask(t, []question{
+			{lab.outside, "tcp", "203.0.113.56:80", "web saw " + outsideAddr},
+			{web, "tcp", outsideAddr + ":80", "outside saw 203.0.113.56"},
+		})
+	}
+	for name, f := range map[string]*flow{"in": in, "out": out} {
+		sent, lost := f.stop()
+		t.Logf("two switches of the backend, %s: %d packets sent, %d lost", name, sent, lost)
 		if lost > 0 {
 			t.Errorf("%s: %d of %d packets were lost", name, lost, sent)
 		}

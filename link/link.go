@@ -194,6 +194,7 @@ type Veth struct {
 // the host's namespace; the engine moves it.
 func (h *Host) EnsureVeth(v Veth) error {
 	l, err := h.ours(v.Host, v.Owner)
+	replug := l != nil && l.Attrs().MasterIndex == 0
 	if err == nil && l == nil {
 		l, err = h.makeVeth(v)
 	}
@@ -202,6 +203,9 @@ func (h *Host) EnsureVeth(v Veth) error {
 	}
 	if err == nil {
 		err = h.plug(l, v)
+	}
+	if err == nil && replug {
+		err = h.resolveAgain(v.Bridge)
 	}
 	if err != nil {
 		return fmt.Errorf("link: veth %s: %w", v.Host, err)
@@ -248,6 +252,29 @@ func (h *Host) plug(l netlink.Link, v Veth) error {
 	}
 	if err := h.nl.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set up: %w", err)
+	}
+	return nil
+}
+
+// resolveAgain makes the host ask at once for neighbours on a bridge that it
+// could not resolve while their port was off it. It would wait a second between
+// two questions (RETRANS_TIMER, RFC 4861 §10; the kernel's for ARP, too).
+func (h *Host) resolveAgain(bridge string) error {
+	l, err := h.byName(bridge)
+	if err != nil {
+		return err
+	}
+	neighbours, err := retry(func() ([]netlink.Neigh, error) { return h.nl.NeighList(l.Attrs().Index, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list neighbours on %s: %w", bridge, err)
+	}
+	for _, n := range neighbours {
+		if n.State&(netlink.NUD_INCOMPLETE|netlink.NUD_FAILED) == 0 {
+			continue
+		}
+		if err := h.nl.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("forget neighbour %s on %s: %w", n.IP, bridge, err)
+		}
 	}
 	return nil
 }

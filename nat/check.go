@@ -12,15 +12,21 @@ import (
 // would mean something else.
 
 // Usable returns the part of a state that a backend can write, and an error
-// for the rest: what is wrong in itself, and every further mapping of an
-// external address.
+// for the rest: what is wrong in itself, and every further network of an id or
+// mapping of an external address.
 func (s State) Usable() (good State, err error) {
 	var errs []error
+	ids := map[string]bool{}
 	for _, n := range s.Networks {
-		if err := checkNetwork(n); err != nil {
+		err := checkNetwork(n)
+		if err == nil && ids[n.ID] {
+			err = fmt.Errorf("nat: network %q: is there twice", n.ID)
+		}
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
+		ids[n.ID] = true
 		good.Networks = append(good.Networks, n)
 	}
 	seen := map[netip.Addr]bool{}

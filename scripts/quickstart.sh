@@ -186,7 +186,8 @@ lab() {
 	expect "outside saw $external" host docker exec web /probe ask udp $outside:80
 
 	step 7 "The rules behind it"
-	expect "to:$external" host sh -c 'iptables -t nat -L -n | grep -E "^(DNAT|SNAT)"'
+	expect "$external : 172.31.0.2" host nft list map ip extip ext2ctr
+	expect "172.31.0.2 : $external" host nft list map ip extip ctr2ext
 
 	if [[ -n ${KEEP:-} ]]; then
 		touch "$LAB/up"

@@ -28,6 +28,9 @@ fi
 say "make test $race"
 make test RACE=$race
 
+say "make soak"
+make soak
+
 say "make e2e"
 make e2e
 

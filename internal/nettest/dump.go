@@ -3,6 +3,7 @@ package nettest
 import (
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -23,7 +24,25 @@ func (n *Node) Dump() string {
 			section(tool, StripRules(n.quiet(tool)))
 		}
 	}
+	if _, err := exec.LookPath("nft"); err == nil {
+		section("nftables", n.tables())
+	}
 	return b.String()
+}
+
+// tables is all nftables but those that iptables-nft shows, sorted, since nft
+// lists what is in them in the order in which it was made.
+func (n *Node) tables() string {
+	n.t.Helper()
+	var out strings.Builder
+	for name := range strings.Lines(n.quiet("nft", "list", "tables")) {
+		name = strings.TrimSpace(name) // table ip extip
+		if fields := strings.Fields(name); len(fields) == 3 && !slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, fields[2]) {
+			text := n.quiet("nft", "-s", "list", "table", fields[1], fields[2])
+			out.WriteString(name + "\n" + strings.Join(slices.Sorted(strings.SplitSeq(text, "\n")), "\n") + "\n")
+		}
+	}
+	return out.String()
 }
 
 // quiet is Run without a line in the log and without standard error: the

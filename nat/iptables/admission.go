@@ -3,6 +3,7 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/extip/extip/nat"
 )
@@ -12,10 +13,11 @@ import (
 // own the companion of a backend that translates by other means. Its rules
 // only accept; keeping out what must not pass is the backend's work.
 //
-// The rules are few per network and none per mapping. Its methods may not be
+// The rules are few per network and none per mapping. Its methods may be
 // called concurrently.
 type Admission struct {
-	tools tools
+	writing  sync.Mutex
+	programs tools
 }
 
 // NewAdmission is New for the filter table alone.
@@ -24,7 +26,7 @@ func NewAdmission(path string) (*Admission, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Admission{tools: t}, nil
+	return &Admission{programs: t}, nil
 }
 
 // Sync makes the kernel admit the traffic of exactly these networks; with
@@ -33,10 +35,12 @@ func NewAdmission(path string) (*Admission, error) {
 func (a *Admission) Sync(networks []nat.Network) (repaired []string, err error) {
 	good, err := nat.State{Networks: networks}.Usable()
 	errs := []error{err}
+	a.writing.Lock()
+	defer a.writing.Unlock()
 	for _, f := range families() {
 		m := newModel(f)
 		m.put(good)
-		lines, err := a.tools.of(f).converge(m.active(), admission(m.sorted()))
+		lines, err := a.programs.of(f).converge(m.active(), admission(m.sorted()))
 		repaired = append(repaired, lines...)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("nat: admit: %w", err))
@@ -44,6 +48,11 @@ func (a *Admission) Sync(networks []nat.Network) (repaired []string, err error) 
 	}
 	return repaired, errors.Join(errs...)
 }
+
+func (a *Admission) lock()   { a.writing.Lock() }
+func (a *Admission) unlock() { a.writing.Unlock() }
+
+func (a *Admission) tools() []*tool { return []*tool{&a.programs[0], &a.programs[1]} }
 
 // admission is the filter table for the networks, which have a subnet of the
 // family in question.

@@ -84,9 +84,9 @@ func (e *events) write(_ family, b *batch, restore func() error) error {
 
 // isOwn tells whether a generation is ours, after a write of ours that is
 // going on. It is asked in ascending order.
-func (e *events) isOwn(gen uint32, b *Backend) bool {
-	b.writing.Lock()
-	defer b.writing.Unlock()
+func (e *events) isOwn(gen uint32, w writer) bool {
+	w.lock()
+	defer w.unlock()
 	for len(e.own) > 0 && int32(gen-e.own[0].last) > 0 {
 		e.own = e.own[1:]
 	}
@@ -157,7 +157,7 @@ func (e *events) run(ctx context.Context, w *Watcher, changed func()) error {
 				concerned = concerned || concerns(m)
 				continue
 			}
-			if concerned && !e.isOwn(gen, w.backend) {
+			if concerned && !e.isOwn(gen, w.writer) {
 				changed()
 			}
 			concerned = false

@@ -112,3 +112,27 @@ func (b *Backend) Repair() (repaired []string, err error) {
 	}
 	return repaired, errors.Join(errs...)
 }
+
+func (b *Backend) lock()   { b.writing.Lock() }
+func (b *Backend) unlock() { b.writing.Unlock() }
+
+func (b *Backend) tools() []*tool { return []*tool{&b.sides[0].tool, &b.sides[1].tool} }
+
+// Clear removes what a Backend of an earlier process left, of the iptables of
+// that name or path, but for what lets traffic pass: that is Admission's, too.
+// It returns a line per thing removed.
+func Clear(path string) (removed []string, err error) {
+	t, err := find(path)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, f := range families() {
+		lines, err := t.of(f).converge(false, table{name: tableNat, prefix: ourPrefix}, table{name: tableMangle, prefix: ourPrefix})
+		removed = append(removed, lines...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("nat: clear: %w", err))
+		}
+	}
+	return removed, errors.Join(errs...)
+}

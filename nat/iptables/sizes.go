@@ -32,10 +32,10 @@ type place struct {
 // A size is a table's, without what an empty one has.
 type size struct{ entries, bytes int }
 
-func (b *Backend) openSizes() (watch, error) {
+func openSizes(tools []*tool) (watch, error) {
 	z := &sizes{sockets: map[family]*os.File{}, known: map[place]size{}}
-	for _, s := range b.sides {
-		if err := z.open(s.tool); err != nil {
+	for _, t := range tools {
+		if err := z.open(*t); err != nil {
 			z.close()
 			return nil, err
 		}
@@ -114,9 +114,9 @@ func (z *sizes) run(ctx context.Context, w *Watcher, changed func()) error {
 			return nil
 		case <-tick.C:
 		}
-		w.backend.writing.Lock()
+		w.writer.lock()
 		differs := z.look()
-		w.backend.writing.Unlock()
+		w.writer.unlock()
 		if differs {
 			changed()
 		}

@@ -21,12 +21,19 @@ type Watcher struct {
 	// stands for 500 ms. To be set before Run.
 	Interval time.Duration
 
-	backend *Backend
-	watch   watch
+	writer writer
+	watch  watch
+}
+
+// A writer writes rules with its tools, one write at a time.
+type writer interface {
+	lock()
+	unlock()
+	tools() []*tool // of both families; guarded by the lock
 }
 
 // A ledger knows which changes of the kernel's rules are our own. It is
-// guarded by Backend.writing.
+// guarded by the writer's lock.
 type ledger interface {
 	// read is told what iptables-save has just found.
 	read(f family, have map[string]held)
@@ -37,8 +44,8 @@ type ledger interface {
 // A watch is a flavour's way to notice changes.
 type watch interface {
 	ledger
-	// run calls changed until ctx ends. It asks the ledger, guarded by
-	// Backend.writing, but calls changed without the lock.
+	// run calls changed until ctx ends. It asks the ledger, guarded by the
+	// writer's lock, but calls changed without it.
 	run(ctx context.Context, w *Watcher, changed func()) error
 	close()
 }
@@ -48,27 +55,34 @@ var errWatched = errors.New("there is a watcher already")
 // Watch begins to collect what others change from now on, in the network
 // namespace of the calling thread; Run delivers it. A Backend has one Watcher
 // at a time: from Watch until Run returns.
-func (b *Backend) Watch() (*Watcher, error) {
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	if b.sides[0].tool.ledger != nil {
+func (b *Backend) Watch() (*Watcher, error) { return watchFor(b) }
+
+// Watch is Backend.Watch for what lets traffic pass. A hint may be about other
+// rules of iptables.
+func (a *Admission) Watch() (*Watcher, error) { return watchFor(a) }
+
+func watchFor(w writer) (*Watcher, error) {
+	w.lock()
+	defer w.unlock()
+	tools := w.tools()
+	if tools[0].ledger != nil {
 		return nil, fmt.Errorf("nat: watch: %w", errWatched)
 	}
 	open := openEvents
-	if b.sides[0].tool.legacy {
-		open = b.openSizes
+	if tools[0].legacy {
+		open = func() (watch, error) { return openSizes(tools) }
 	}
-	w, err := open()
+	opened, err := open()
 	if err != nil {
 		return nil, fmt.Errorf("nat: watch: %w", err)
 	}
-	b.record(w)
-	return &Watcher{backend: b, watch: w}, nil
+	record(tools, opened)
+	return &Watcher{writer: w, watch: opened}, nil
 }
 
-func (b *Backend) record(l ledger) {
-	for _, s := range b.sides {
-		s.tool.ledger = l
+func record(tools []*tool, l ledger) {
+	for _, t := range tools {
+		t.ledger = l
 	}
 }
 
@@ -78,9 +92,9 @@ func (b *Backend) record(l ledger) {
 // changed itself may call.
 func (w *Watcher) Run(ctx context.Context, changed func()) error {
 	err := w.watch.run(ctx, w, changed)
-	w.backend.writing.Lock()
-	w.backend.record(nil)
-	w.backend.writing.Unlock()
+	w.writer.lock()
+	record(w.writer.tools(), nil)
+	w.writer.unlock()
 	w.watch.close()
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("nat: watch: %w", err)

@@ -1,0 +1,86 @@
+package nat
+
+import (
+	"errors"
+	"slices"
+	"sync"
+)
+
+// Admission lets networks' traffic pass foreign firewalls that drop what they
+// don't know. It only accepts.
+type Admission interface {
+	// Sync makes the kernel admit the traffic of exactly these networks,
+	// and returns one line per thing it had to repair.
+	Sync([]Network) (repaired []string, err error)
+}
+
+// Admitted is a Backend that writes NAT with one, lets traffic pass with an
+// Admission, and once, after its first Sync, has what another backend left
+// cleared away: by then connections are translated without it.
+type Admitted struct {
+	Backend
+	// Admission is nil where there is no foreign firewall to pass.
+	Admission Admission
+	// Former clears; nil if there is nothing to clear.
+	Former func() (removed []string, err error)
+
+	mu       sync.Mutex // guards networks and Former
+	networks []Network
+}
+
+// AddNetwork implements Backend. Drops come before accepts.
+func (a *Admitted) AddNetwork(n Network) error {
+	if err := a.Backend.AddNetwork(n); err != nil {
+		return err
+	}
+	return a.admit(func(others []Network) []Network { return append(others, n) }, n)
+}
+
+// RemoveNetwork implements Backend.
+func (a *Admitted) RemoveNetwork(n Network) error {
+	err := a.admit(func(others []Network) []Network { return others }, n)
+	return errors.Join(err, a.Backend.RemoveNetwork(n))
+}
+
+// admit lets pass what change makes of the networks without n.
+func (a *Admitted) admit(change func(others []Network) []Network, n Network) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.networks = change(slices.DeleteFunc(a.networks, func(o Network) bool { return o.ID == n.ID }))
+	_, err := a.sync()
+	return err
+}
+
+// sync makes the Admission know the networks; mu is held.
+func (a *Admitted) sync() ([]string, error) {
+	if a.Admission == nil {
+		return nil, nil
+	}
+	return a.Admission.Sync(a.networks)
+}
+
+// Sync implements Backend.
+func (a *Admitted) Sync(s State) ([]string, error) {
+	a.mu.Lock()
+	a.networks = slices.Clone(s.Networks)
+	a.mu.Unlock()
+	repaired, err := a.Backend.Sync(s)
+	repaired, err = a.also(repaired, err)
+	if err != nil || a.Former == nil {
+		return repaired, err
+	}
+	removed, err := a.Former()
+	a.Former = nil
+	return append(repaired, removed...), err
+}
+
+// Repair implements Backend.
+func (a *Admitted) Repair() ([]string, error) { return a.also(a.Backend.Repair()) }
+
+// also adds the Admission's repairs to those of the backend.
+func (a *Admitted) also(repaired []string, err error) ([]string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	more, aerr := a.sync()
+	return append(repaired, more...), errors.Join(err, aerr)
+}
