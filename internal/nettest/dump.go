@@ -9,14 +9,14 @@ import (
 
 // Dump is the node's network as text: links, addresses, routes, sysctls and
 // the firewall rules of both iptables flavours. Two dumps are equal exactly if
-// nothing of that differs; counters, indexes and empty tables are left out.
+// nothing of that differs; counters, indexes, carriers and empty tables are left out.
 func (n *Node) Dump() string {
 	n.t.Helper()
 	var b strings.Builder
 	section := func(title, text string) { b.WriteString("## " + title + "\n" + strings.TrimSpace(text) + "\n") }
 	section("links", stripLink(n.quiet("ip", "-o", "link")))
 	section("addresses", stripLink(n.quiet("ip", "-o", "addr")))
-	section("routes", n.quiet("ip", "route", "show", "table", "all"))
+	section("routes", carrier.ReplaceAllString(n.quiet("ip", "route", "show", "table", "all"), ""))
 	section("policy", n.quiet("ip", "rule"))
 	section("forwarding", n.quiet("cat", "/proc/sys/net/ipv4/ip_forward"))
 	for _, tool := range []string{"iptables-nft-save", "iptables-legacy-save", "ip6tables-nft-save", "ip6tables-legacy-save"} {
@@ -58,12 +58,17 @@ func (n *Node) quiet(args ...string) string {
 
 var (
 	linkIndex = regexp.MustCompile(`(?m)^\d+: |@if\d+|link-netns \S+|link-netnsid \d+`)
+	// The carrier follows the other end of a link, a while later.
+	carrier   = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|,M-DOWN| state \w+| linkdown`)
 	lifetimes = regexp.MustCompile(`\\\s+valid_lft .*`)
 	counters  = regexp.MustCompile(`\[\d+:\d+\]`)
 )
 
 func stripLink(s string) string {
-	return lifetimes.ReplaceAllString(linkIndex.ReplaceAllString(s, ""), "")
+	for _, r := range []*regexp.Regexp{linkIndex, carrier, lifetimes} {
+		s = r.ReplaceAllString(s, "")
+	}
+	return s
 }
 
 // StripRules takes from the output of iptables-save what differs between two
