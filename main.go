@@ -90,6 +90,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return driver.NewGuard(d, log).Serve(ctx, socket) })
 	group.Go(func() error { return d.Run(ctx, c.reconcileInterval) })
+	group.Go(func() error { return d.Retire(ctx) })
 	for _, watch := range watchers {
 		group.Go(func() error { return watch(ctx) })
 	}

@@ -51,6 +51,12 @@ type Driver struct {
 	publishing sync.Mutex
 	published  map[netip.Addr]*endpoint
 
+	// retired are endpoints of which the link is still to go; guarded by mu.
+	// wake says that there are some, to Retire, if that is running.
+	retired  map[*endpoint]bool
+	wake     chan struct{}
+	retiring atomic.Bool
+
 	reconciling sync.Mutex
 	hints       chan string
 	// joined asks for an audit soon: there may be a name to learn.
@@ -90,12 +96,13 @@ type endpoint struct {
 }
 
 // New returns a Driver with what the store remembers. Call Restore before it
-// serves, and Run while it does.
+// serves, and Run and Retire while it does.
 func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*Driver, error) {
 	d := &Driver{
 		kernel: k, store: s, defaults: defaults, log: log,
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
+		retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
 		published: map[netip.Addr]*endpoint{}, hints: make(chan string, 1), joined: make(chan struct{}, 1),
 	}
 	networks, err := s.Networks()
@@ -138,6 +145,7 @@ func (d *Driver) forgetEndpoint(e *endpoint) {
 	host, _ := link.VethNames(e.id)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	delete(d.retired, e)
 	remove(d.endpoints, e.id, e)
 	remove(d.links, host, e)
 	for _, p := range e.rec.Addresses {

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	api "github.com/docker/go-plugins-helpers/network"
 	"github.com/google/go-cmp/cmp"
@@ -213,6 +215,45 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 		if err := l.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: netID}); err != nil {
 			t.Error(err)
 		}
+	}
+	l.clean()
+}
+
+// TestRetiredEndpoint: when the engine has its answer, the addresses are free for
+// others, and the link goes a little later.
+func TestRetiredEndpoint(t *testing.T) {
+	l := newLab(t)
+	l.retiring.Store(true)
+	l.network("extip.parent", "br-ex", "extip.pool", "203.0.113.56")
+	if err := errors.Join(l.run(epID, "172.31.0.2/16"), l.rm(epID)); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.host.String(); !strings.Contains(got, vethName) || strings.Contains(got, "203.0.113.56") {
+		t.Errorf("machine:\n%s", got)
+	}
+	if _, err := l.Join(&api.JoinRequest{NetworkID: netID, EndpointID: epID}); err == nil {
+		t.Error("an endpoint that is deleted joins")
+	}
+	if err := l.run("e2", "172.31.0.2/16"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- l.Retire(ctx) }()
+	for i := 0; strings.Contains(l.host.String(), vethName); i++ {
+		if time.Sleep(time.Millisecond); i > 5000 {
+			t.Fatal("the link doesn't go")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if lines, err := l.Reconcile("test"); len(lines) > 0 || err != nil {
+		t.Errorf("%q, %v", lines, err)
+	}
+	if err := errors.Join(l.rm("e2"), l.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: netID})); err != nil {
+		t.Error(err)
 	}
 	l.clean()
 }

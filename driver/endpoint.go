@@ -242,9 +242,9 @@ func (d *Driver) Join(r *api.JoinRequest) (*api.JoinResponse, error) {
 		return nil, err
 	}
 	defer n.mu.RUnlock()
-	e := d.lockEndpoint(r.EndpointID)
-	if e == nil {
-		return nil, unknownEndpoint(r.EndpointID)
+	e, err := d.lockLiving(r.EndpointID)
+	if err != nil {
+		return nil, err
 	}
 	defer e.mu.Unlock()
 	if err := d.publish(n, e); err != nil {
@@ -264,6 +264,18 @@ func (d *Driver) Join(r *api.JoinRequest) (*api.JoinResponse, error) {
 	return answer, nil
 }
 
+// lockLiving finds an endpoint that the engine has not deleted, and locks it.
+func (d *Driver) lockLiving(id string) (*endpoint, error) {
+	e := d.lockEndpoint(id)
+	if e != nil && e.rec.State != store.Leaving && e.rec.State != store.Retired {
+		return e, nil
+	}
+	if e != nil {
+		e.mu.Unlock()
+	}
+	return nil, fmt.Errorf("unknown endpoint %s", short(id))
+}
+
 // publish records the endpoint as published and does the steps; e.mu is held.
 func (d *Driver) publish(n *network, e *endpoint) error {
 	e.changed = time.Now()
@@ -280,7 +292,7 @@ func (d *Driver) publish(n *network, e *endpoint) error {
 // unpublish undoes publish; e.mu is held. Until everything is gone, the record
 // stays as it was.
 func (d *Driver) unpublish(n *network, e *endpoint) error {
-	if e.rec.State == store.Plumbed {
+	if e.rec.State == store.Plumbed || e.rec.State == store.Retired {
 		return nil
 	}
 	e.changed = time.Now()
@@ -311,8 +323,9 @@ func (d *Driver) Leave(r *api.LeaveRequest) error {
 }
 
 // DeleteEndpoint removes what is left of an endpoint and releases its claims.
+// Its link may go a little later.
 func (d *Driver) DeleteEndpoint(r *api.DeleteEndpointRequest) error {
-	return d.withEndpoint(r.NetworkID, r.EndpointID, d.removeEndpoint)
+	return d.withEndpoint(r.NetworkID, r.EndpointID, d.retire)
 }
 
 // withEndpoint calls fn with an endpoint locked; one that is unknown is gone
@@ -354,9 +367,9 @@ func (d *Driver) ProgramExternalConnectivity(r *api.ProgramExternalConnectivityR
 		return err
 	}
 	defer n.mu.RUnlock()
-	e := d.lockEndpoint(r.EndpointID)
-	if e == nil {
-		return unknownEndpoint(r.EndpointID)
+	e, err := d.lockLiving(r.EndpointID)
+	if err != nil {
+		return err
 	}
 	defer e.mu.Unlock()
 	if e.rec.State == store.Published {
@@ -388,8 +401,6 @@ func (d *Driver) EndpointInfo(r *api.InfoRequest) (*api.InfoResponse, error) {
 	})
 	return info, nil
 }
-
-func unknownEndpoint(id string) error { return fmt.Errorf("unknown endpoint %s", short(id)) }
 
 // join lists values for a person.
 func join[T fmt.Stringer](list []T) string {

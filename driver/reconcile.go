@@ -101,8 +101,11 @@ func (r *repair) removals() {
 		n.mu.Unlock()
 	}
 	r.eachEndpoint(func(n *network, e *endpoint) {
-		if e.rec.State == store.Leaving {
+		switch e.rec.State {
+		case store.Leaving:
 			r.note("endpoint %s was not removed entirely", short(e.rec.ID))
+			r.failed(r.removeEndpoint(n, e))
+		case store.Retired:
 			r.failed(r.removeEndpoint(n, e))
 		}
 	})
@@ -124,7 +127,7 @@ func (r *repair) orphans() {
 				continue
 			}
 			defer e.mu.Unlock()
-			if !e.known || e.changed.After(r.began) {
+			if !e.known || e.changed.After(r.began) || e.rec.State == store.Retired {
 				continue
 			}
 			if why := r.orphaned(e); why != "" {

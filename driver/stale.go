@@ -50,7 +50,7 @@ func (d *Driver) supersede(n *network, old *endpoint, by string) error {
 	}
 	old.mu.Lock()
 	defer old.mu.Unlock()
-	if !old.known {
+	if !old.known || old.rec.State == store.Retired {
 		return nil
 	}
 	d.log.WithField("endpoint", short(old.id)).Warnf("superseded by endpoint %s, which has its address", short(by))

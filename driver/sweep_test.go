@@ -50,7 +50,8 @@ func tearDown() []call {
 	return []call{
 		{"leave", func(l *lab) error { return l.Leave(&api.LeaveRequest{NetworkID: netID, EndpointID: epID}) }},
 		{"delete endpoint", func(l *lab) error {
-			return l.DeleteEndpoint(&api.DeleteEndpointRequest{NetworkID: netID, EndpointID: epID})
+			err := l.DeleteEndpoint(&api.DeleteEndpointRequest{NetworkID: netID, EndpointID: epID})
+			return errors.Join(err, l.removeRetired())
 		}},
 		{"delete network", func(l *lab) error { return l.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: netID}) }},
 	}
@@ -70,10 +71,17 @@ func (l *lab) must(calls ...call) {
 // the records too, or have them say what is left; tearing down must go on, keep
 // on record what would not go, and end well at the next reconciliation.
 func TestFailAtEveryStep(t *testing.T) {
+	for _, retiring := range []bool{false, true} {
+		t.Run(fmt.Sprintf("retiring=%t", retiring), func(t *testing.T) { failAtEveryStep(t, retiring) })
+	}
+}
+
+func failAtEveryStep(t *testing.T, retiring bool) {
 	length := 0
 	for i, c := range setUp() {
 		for write := 1; ; write++ {
 			l := newLab(t)
+			l.retiring.Store(retiring)
 			l.must(setUp()[:i]...)
 			machine, records := l.host.String(), l.recorded()
 			l.host.FailAt = l.host.Writes() + write
@@ -99,6 +107,7 @@ func TestFailAtEveryStep(t *testing.T) {
 	}
 	for write := 1; ; write++ {
 		l := newLab(t)
+		l.retiring.Store(retiring)
 		l.must(setUp()...)
 		l.host.FailAt = l.host.Writes() + write
 		var errs []error
@@ -127,16 +136,24 @@ func TestFailAtEveryStep(t *testing.T) {
 // had the interrupted call been made entirely, or not at all; and everything
 // must still go away.
 func TestCrashAtEveryStep(t *testing.T) {
+	for _, retiring := range []bool{false, true} {
+		t.Run(fmt.Sprintf("retiring=%t", retiring), func(t *testing.T) { crashAtEveryStep(t, retiring) })
+	}
+}
+
+func crashAtEveryStep(t *testing.T, retiring bool) {
 	length := 0
 	life := append(setUp(), tearDown()...)
 	for i, c := range life {
 		clean := newLab(t)
+		clean.retiring.Store(retiring)
 		clean.must(life[:i]...)
 		before := clean.host.String()
 		clean.must(c)
 		after := clean.host.String()
 		for write := 1; ; write++ {
 			l := newLab(t)
+			l.retiring.Store(retiring)
 			l.must(life[:i]...)
 			l.host.CrashAt = l.host.Writes() + write
 			crashed := crashes(t, func() error { return c.call(l) })

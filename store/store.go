@@ -86,6 +86,9 @@ const (
 	// Leaving: the engine has deleted it; something in the kernel would not
 	// go yet.
 	Leaving State = "leaving"
+	// Retired: the engine has deleted it and its addresses are free; only
+	// its link is still to go.
+	Retired State = "retired"
 )
 
 // Endpoint is one container on one network.
@@ -295,6 +298,18 @@ func choose(tx *bolt.Tx, e Endpoint, want Want) (netip.Addr, error) {
 // PutEndpoint records a change of an endpoint that is not one of its claims.
 func (s *Store) PutEndpoint(e Endpoint) error {
 	return s.update("put endpoint "+short(e.ID), func(tx *bolt.Tx) error {
+		return put(tx, endpointsBucket, e.ID, e)
+	})
+}
+
+// RetireEndpoint releases an endpoint's claims and records that its link is all
+// that is left of it.
+func (s *Store) RetireEndpoint(e Endpoint) error {
+	return s.update("retire endpoint "+short(e.ID), func(tx *bolt.Tx) error {
+		if err := release(tx, e.ID); err != nil {
+			return err
+		}
+		e.External, e.State = nil, Retired
 		return put(tx, endpointsBucket, e.ID, e)
 	})
 }
