@@ -12,7 +12,7 @@ import (
 // A request is one caller's change, and in the end its answer.
 type request struct {
 	what   string // for errors: `add "192.0.2.51"`
-	change change
+	change nat.Change
 	err    error
 }
 
@@ -53,7 +53,7 @@ func (b *Backend) writeAll(batch []*request) {
 
 // write makes the requests' changes in both families, or in none.
 func (b *Backend) write(rs ...*request) error {
-	var changes []change
+	var changes []nat.Change
 	for _, r := range rs {
 		changes = append(changes, r.change)
 	}
@@ -81,8 +81,8 @@ type side struct {
 
 // write makes changes in the model and in the kernel, and returns those that
 // undo them. After an error both are as before.
-func (s *side) write(changes []change) (undo []change, err error) {
-	changes = slices.DeleteFunc(slices.Clone(changes), func(c change) bool { return !s.model.concerns(c) })
+func (s *side) write(changes []nat.Change) (undo []nat.Change, err error) {
+	changes = slices.DeleteFunc(slices.Clone(changes), func(c nat.Change) bool { return !s.model.concerns(c) })
 	if len(changes) == 0 {
 		return nil, nil
 	}
@@ -95,7 +95,7 @@ func (s *side) write(changes []change) (undo []change, err error) {
 			}
 		}
 		s.model.apply(e)
-		undo = append(undo, e.inverse())
+		undo = append(undo, e.Inverse())
 	}
 	slices.Reverse(undo)
 
@@ -118,7 +118,7 @@ func (s *side) write(changes []change) (undo []change, err error) {
 }
 
 // shape tells which of the permanent chains and jumps there are.
-func (s *side) shape() [2]bool { return [2]bool{s.model.active(), len(s.model.networks) > 0} }
+func (s *side) shape() [2]bool { return [2]bool{s.model.active(), len(s.model.Networks) > 0} }
 
 // rewrite writes those chains whose rules are no longer what they were before.
 func (s *side) rewrite(before map[chainName][]string) error {

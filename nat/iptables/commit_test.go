@@ -188,7 +188,7 @@ func TestOneBadMappingFailsAlone(t *testing.T) {
 	if err := errs[1]; !errors.Is(err, errInjected) || !strings.Contains(err.Error(), `nat: add "203.0.113.3": `) || !strings.Contains(err.Error(), "line 3") {
 		t.Errorf("the bad one: %v", err)
 	}
-	got := b.sides[0].model.mappings
+	got := b.sides[0].model.Mappings
 	if _, bad := got[ms[1].External]; bad || len(got) != 3 {
 		t.Errorf("model has %v", got)
 	}

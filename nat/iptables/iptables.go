@@ -50,12 +50,12 @@ func (b *Backend) AddNetwork(n nat.Network) error {
 	if _, err := (nat.State{Networks: []nat.Network{n}}).Usable(); err != nil {
 		return err
 	}
-	return b.do(&request{what: fmt.Sprintf("add network %q", n.ID), change: change{put: nat.State{Networks: []nat.Network{n}}}})
+	return b.do(&request{what: fmt.Sprintf("add network %q", n.ID), change: nat.Change{Put: nat.State{Networks: []nat.Network{n}}}})
 }
 
 // RemoveNetwork implements nat.Backend. Only the network's ID counts.
 func (b *Backend) RemoveNetwork(n nat.Network) error {
-	return b.do(&request{what: fmt.Sprintf("remove network %q", n.ID), change: change{drop: nat.State{Networks: []nat.Network{n}}}})
+	return b.do(&request{what: fmt.Sprintf("remove network %q", n.ID), change: nat.Change{Drop: nat.State{Networks: []nat.Network{n}}}})
 }
 
 // Add implements nat.Backend. Two mappings of one external address in a call
@@ -68,7 +68,7 @@ func (b *Backend) Add(ms ...nat.Mapping) error {
 	for _, m := range ms {
 		names = append(names, m.External.String())
 	}
-	return b.do(&request{what: fmt.Sprintf("add %q", strings.Join(names, " ")), change: change{put: nat.State{Mappings: ms}}})
+	return b.do(&request{what: fmt.Sprintf("add %q", strings.Join(names, " ")), change: nat.Change{Put: nat.State{Mappings: ms}}})
 }
 
 // Remove implements nat.Backend. A mapping whose external address has moved
@@ -76,7 +76,7 @@ func (b *Backend) Add(ms ...nat.Mapping) error {
 func (b *Backend) Remove(ms ...nat.Mapping) error {
 	var rs []*request
 	for _, m := range ms {
-		rs = append(rs, &request{what: fmt.Sprintf("remove %q", m.External), change: change{drop: nat.State{Mappings: []nat.Mapping{m}}}})
+		rs = append(rs, &request{what: fmt.Sprintf("remove %q", m.External), change: nat.Change{Drop: nat.State{Mappings: []nat.Mapping{m}}}})
 	}
 	return b.do(rs...)
 }

@@ -3,7 +3,6 @@ package iptables
 import (
 	"cmp"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -13,36 +12,30 @@ import (
 // A model is what one family's rules are made from: the networks with a
 // subnet of the family, and the family's mappings.
 type model struct {
-	family   family
-	networks map[string]nat.Network
-	mappings map[netip.Addr]nat.Mapping // by external address
-	trees    []*tree
+	nat.Desired
+	family family
+	trees  []*tree
 }
 
 func newModel(f family) *model {
-	m := &model{family: f, networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{}}
+	m := &model{Desired: nat.NewDesired(), family: f}
 	for _, k := range []treeKind{destinationTree(), sourceTree(), gatewayTree()} {
 		m.trees = append(m.trees, &tree{treeKind: k, family: f})
 	}
 	return m
 }
 
-func (m *model) active() bool { return len(m.networks) > 0 || len(m.mappings) > 0 }
+func (m *model) active() bool { return len(m.Networks) > 0 || len(m.Mappings) > 0 }
 
 func (m *model) sorted() []nat.Network {
-	return slices.SortedFunc(maps.Values(m.networks), func(a, b nat.Network) int { return cmp.Compare(a.ID, b.ID) })
+	return slices.SortedFunc(maps.Values(m.Networks), func(a, b nat.Network) int { return cmp.Compare(a.ID, b.ID) })
 }
 
-// A change is what one call asks for. What is dropped goes before what is put.
-type change struct{ put, drop nat.State }
-
-func (c change) inverse() change { return change{put: c.drop, drop: c.put} }
-
 // concerns tells whether the family has anything to do with the change.
-func (m *model) concerns(c change) bool {
-	for _, s := range []nat.State{c.put, c.drop} {
+func (m *model) concerns(c nat.Change) bool {
+	for _, s := range []nat.State{c.Put, c.Drop} {
 		for _, n := range s.Networks {
-			if _, known := m.networks[n.ID]; known || m.family.subnet(n).IsValid() {
+			if _, known := m.Networks[n.ID]; known || m.family.subnet(n).IsValid() {
 				return true
 			}
 		}
@@ -55,65 +48,35 @@ func (m *model) concerns(c change) bool {
 	return false
 }
 
-// effective is the part of a change that makes a difference, with what gives
-// way to it: the mapping that an external address moves away from, the
-// network as it was before. Its inverse undoes it.
-func (m *model) effective(c change) (e change) {
-	for _, n := range c.drop.Networks {
-		if cur, ok := m.networks[n.ID]; ok {
-			e.drop.Networks = append(e.drop.Networks, cur)
+// effective is the part of a change that makes a difference in this family. A
+// network that has no subnet of it, or none any more, goes.
+func (m *model) effective(c nat.Change) nat.Change {
+	own := nat.Change{Drop: c.Drop}
+	own.Drop.Networks = slices.Clone(c.Drop.Networks)
+	for _, n := range c.Put.Networks {
+		if m.family.subnet(n).IsValid() {
+			own.Put.Networks = append(own.Put.Networks, n)
+		} else {
+			own.Drop.Networks = append(own.Drop.Networks, n)
 		}
 	}
-	for _, mp := range c.drop.Mappings {
-		// Whoever has taken over the address meanwhile keeps it.
-		cur, ok := m.mappings[mp.External]
-		if ok && cur.Internal == mp.Internal && cur.Endpoint == mp.Endpoint {
-			e.drop.Mappings = append(e.drop.Mappings, cur)
+	for _, mp := range c.Put.Mappings {
+		if familyOf(mp.External) == m.family {
+			own.Put.Mappings = append(own.Put.Mappings, mp)
 		}
 	}
-	for _, n := range c.put.Networks {
-		cur, ok := m.networks[n.ID]
-		if ok && !sameNetwork(cur, n) {
-			e.drop.Networks = append(e.drop.Networks, cur)
-		}
-		if m.family.subnet(n).IsValid() && !(ok && sameNetwork(cur, n)) {
-			e.put.Networks = append(e.put.Networks, n)
-		}
-	}
-	for _, mp := range c.put.Mappings {
-		cur, ok := m.mappings[mp.External]
-		if familyOf(mp.External) != m.family || ok && cur == mp {
-			continue
-		}
-		if ok {
-			e.drop.Mappings = append(e.drop.Mappings, cur)
-		}
-		e.put.Mappings = append(e.put.Mappings, mp)
-	}
-	return e
-}
-
-func sameNetwork(a, b nat.Network) bool {
-	return a.ID == b.ID && a.Bridge == b.Bridge && a.Parent == b.Parent && a.Internal == b.Internal &&
-		slices.Equal(a.Subnets, b.Subnets)
+	return m.Effective(own)
 }
 
 // apply makes an effective change.
-func (m *model) apply(e change) {
-	for _, n := range e.drop.Networks {
-		delete(m.networks, n.ID)
-	}
-	for _, mp := range e.drop.Mappings {
-		delete(m.mappings, mp.External)
+func (m *model) apply(e nat.Change) {
+	m.Apply(e)
+	for _, mp := range e.Drop.Mappings {
 		for _, t := range m.trees {
 			t.drop(mp)
 		}
 	}
-	for _, n := range e.put.Networks {
-		m.networks[n.ID] = n
-	}
-	for _, mp := range e.put.Mappings {
-		m.mappings[mp.External] = mp
+	for _, mp := range e.Put.Mappings {
 		for _, t := range m.trees {
 			t.put(mp)
 		}
@@ -121,7 +84,7 @@ func (m *model) apply(e change) {
 }
 
 // put adds to the model whatever of a state belongs to its family.
-func (m *model) put(s nat.State) { m.apply(m.effective(change{put: s})) }
+func (m *model) put(s nat.State) { m.apply(m.effective(nat.Change{Put: s})) }
 
 // A chainName is a chain's table and name.
 type chainName struct{ table, chain string }
@@ -131,9 +94,9 @@ func (n chainName) compare(o chainName) int {
 }
 
 // touched is the chains that an effective change may alter.
-func (m *model) touched(e change) []chainName {
+func (m *model) touched(e nat.Change) []chainName {
 	var names []chainName
-	for _, s := range []nat.State{e.put, e.drop} {
+	for _, s := range []nat.State{e.Put, e.Drop} {
 		if len(s.Networks) > 0 {
 			names = append(names, chainName{tableNat, chainPost}, chainName{tableMangle, chainIsolate}, chainName{tableFilter, chainForward})
 		}

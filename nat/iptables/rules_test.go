@@ -167,11 +167,11 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		bare := text(modelOf(f, nat.State{Networks: networks}))
 
 		shuffled := newModel(f)
-		var undo []change
+		var undo []nat.Change
 		for _, i := range r.Perm(len(ms)) {
-			e := shuffled.effective(change{put: nat.State{Networks: networks, Mappings: ms[i : i+1]}})
+			e := shuffled.effective(nat.Change{Put: nat.State{Networks: networks, Mappings: ms[i : i+1]}})
 			shuffled.apply(e)
-			undo = append(undo, e.inverse())
+			undo = append(undo, e.Inverse())
 		}
 		if got, want := text(shuffled), text(once); got != want {
 			t.Errorf("another order gives\n%s\nwant\n%s", got, want)
@@ -179,7 +179,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		for _, e := range slices.Backward(undo[1:]) {
 			shuffled.apply(e)
 		}
-		shuffled.apply(change{drop: nat.State{Mappings: undo[0].drop.Mappings}})
+		shuffled.apply(nat.Change{Drop: nat.State{Mappings: undo[0].Drop.Mappings}})
 		if got := text(shuffled); got != bare {
 			t.Errorf("after undoing all:\n%s\nwant\n%s", got, bare)
 		}

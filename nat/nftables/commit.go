@@ -13,15 +13,15 @@ import (
 
 // change makes a change in the model and in the kernel. After an error both
 // are as before.
-func (b *Backend) change(what string, c change) error {
+func (b *Backend) change(what string, c nat.Change) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	e := b.model.effective(c)
-	if b.agreed && e.empty() {
+	e := b.model.Effective(c)
+	if b.agreed && e.Empty() {
 		return nil
 	}
 	if err := b.write(e); err != nil {
-		b.model.apply(e.inverse())
+		b.model.apply(e.Inverse())
 		return fmt.Errorf("nat: %s: %w", what, err)
 	}
 	return nil
@@ -30,7 +30,7 @@ func (b *Backend) change(what string, c change) error {
 // write applies an effective change to the model, and does so to the kernel:
 // by the difference, or by comparing all where it holds something else than
 // it was left with.
-func (b *Backend) write(e change) error {
+func (b *Backend) write(e nat.Change) error {
 	if !b.agreed {
 		b.model.apply(e)
 		_, err := b.converge()
@@ -66,11 +66,11 @@ func disagreement(err error) bool {
 }
 
 // views is the part of either table that a change may alter.
-func (b *Backend) views(e change) (views [2]*table) {
+func (b *Backend) views(e nat.Change) (views [2]*table) {
 	for i, f := range families() {
 		// Without networks, a mapping may be the table's first or last.
-		framed := e.structural() || b.model.subnets[i] == 0
-		views[i] = b.model.view(f, framed, e.addrs())
+		framed := e.Structural() || b.model.subnets[i] == 0
+		views[i] = b.model.view(f, framed, addrs(e))
 		b.flag(views[i])
 	}
 	return views

@@ -92,12 +92,12 @@ func (b *Backend) AddNetwork(n nat.Network) error {
 	if _, err := put.Usable(); err != nil {
 		return err
 	}
-	return b.change(fmt.Sprintf("add network %q", n.ID), change{put: put})
+	return b.change(fmt.Sprintf("add network %q", n.ID), nat.Change{Put: put})
 }
 
 // RemoveNetwork implements nat.Backend. Only the network's ID counts.
 func (b *Backend) RemoveNetwork(n nat.Network) error {
-	return b.change(fmt.Sprintf("remove network %q", n.ID), change{drop: nat.State{Networks: []nat.Network{n}}})
+	return b.change(fmt.Sprintf("remove network %q", n.ID), nat.Change{Drop: nat.State{Networks: []nat.Network{n}}})
 }
 
 // Add implements nat.Backend. Two mappings of one external address in a call
@@ -107,13 +107,13 @@ func (b *Backend) Add(ms ...nat.Mapping) error {
 	if _, err := put.Usable(); err != nil {
 		return err
 	}
-	return b.change(fmt.Sprintf("add %q", externals(ms)), change{put: put})
+	return b.change(fmt.Sprintf("add %q", externals(ms)), nat.Change{Put: put})
 }
 
 // Remove implements nat.Backend. A mapping whose external address has moved
 // on, to another internal address or endpoint, counts as absent.
 func (b *Backend) Remove(ms ...nat.Mapping) error {
-	return b.change(fmt.Sprintf("remove %q", externals(ms)), change{drop: nat.State{Mappings: ms}})
+	return b.change(fmt.Sprintf("remove %q", externals(ms)), nat.Change{Drop: nat.State{Mappings: ms}})
 }
 
 func externals(ms []nat.Mapping) string {
@@ -130,7 +130,7 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 	want, uerr := s.Usable()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if m := modelOf(want); !m.equal(b.model) {
+	if m := modelOf(want); !m.Equal(b.model.Desired) {
 		b.model, b.agreed = m, false
 	}
 	repaired, err = b.converge()
