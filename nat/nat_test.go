@@ -14,10 +14,9 @@ import (
 
 // journal is a Backend and an Admission that note what they are told.
 type journal struct {
-	mu       sync.Mutex
-	lines    []string
-	admitted []string
-	fail     error
+	mu    sync.Mutex
+	lines []string
+	fail  error
 }
 
 func (j *journal) note(line string) error {
