@@ -58,6 +58,7 @@ type Driver struct {
 	retiring atomic.Bool
 
 	reconciling sync.Mutex
+	repairs     int // since the start; guarded by reconciling
 	hints       chan string
 	// joined asks for an audit soon: there may be a name to learn.
 	joined chan struct{}

@@ -26,9 +26,7 @@ func (d *Driver) Restore() error {
 	// be without its mapping for a moment.
 	repaired, err := d.kernel.NAT.Sync(d.natState())
 	errs = append(errs, err)
-	for _, what := range repaired {
-		d.log.WithField("repaired", what).Info("restored")
-	}
+	d.report("start", repaired)
 	_, err = d.Reconcile("start")
 	return errors.Join(append(errs, err)...)
 }
@@ -45,10 +43,25 @@ func (d *Driver) Reconcile(cause string) ([]string, error) {
 	defer d.reconciling.Unlock()
 	r := &repair{Driver: d, began: time.Now()}
 	r.run()
-	for _, what := range r.lines {
-		d.log.WithField("cause", cause).WithField("repaired", what).Warn("reconciled")
-	}
+	d.report(cause, r.lines)
 	return r.lines, errors.Join(r.errs...)
+}
+
+// reportLines is how many repairs of one run are logged one by one: after a
+// flush there may be thousands.
+const reportLines = 20
+
+// report logs what was repaired and counts it; reconciling is held.
+func (d *Driver) report(cause string, repaired []string) {
+	if len(repaired) == 0 {
+		return
+	}
+	d.repairs += len(repaired)
+	log := d.log.WithField("cause", cause)
+	for _, what := range repaired[:min(len(repaired), reportLines)] {
+		log.WithField("repaired", what).Warn("reconciled")
+	}
+	log.WithField("repairs", len(repaired)).WithField("since_start", d.repairs).Warn("reconciled")
 }
 
 // repair is one run of Reconcile.
