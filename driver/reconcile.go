@@ -277,27 +277,30 @@ func (r *repair) endpointsAgain() {
 		if !ok || e.changed.After(r.began) {
 			return // an orphan for the next time, or newer than the survey
 		}
-		steps := r.plumbing(n.rec, e.rec)
-		broken := false
+		var steps []step
 		if have.Bridge != n.rec.Bridge || !have.Up {
 			r.note("link %s of endpoint %s was off its bridge or down", host, short(e.rec.ID))
-			broken = true
+			steps = r.plumbing(n.rec, e.rec)
 		}
-		if e.rec.State == store.Published {
+		if missing := r.missing(n, e); len(missing) > 0 {
+			for _, a := range missing {
+				r.note("alias %s was missing on %s", a, n.rec.Parent)
+			}
 			steps = append(steps, r.publication(n.rec, e.rec)...)
-			for _, a := range e.rec.External {
-				if r.found.Aliases[a] != n.rec.Parent {
-					r.note("alias %s was missing on %s", a, n.rec.Parent)
-					broken = true
-				}
-			}
 		}
-		if broken {
-			if err := again(steps); err != nil {
-				r.failed(fmt.Errorf("endpoint %s: %w", short(e.rec.ID), err))
-			}
+		if err := again(steps); err != nil {
+			r.failed(fmt.Errorf("endpoint %s: %w", short(e.rec.ID), err))
 		}
 	})
+}
+
+// missing is the external addresses of an endpoint that should be on the parent
+// and are not.
+func (r *repair) missing(n *network, e *endpoint) []netip.Addr {
+	if e.rec.State != store.Published {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(e.rec.External), func(a netip.Addr) bool { return r.found.Aliases[a] == n.rec.Parent })
 }
 
 // strays removes what carries our mark without a record.

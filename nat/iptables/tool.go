@@ -125,8 +125,14 @@ func (t tool) write(b *batch) error {
 // returns a line for each thing that was wrong. If needed is false, an unusable
 // family is no error: where rules can't be read there are none.
 func (t tool) converge(needed bool, want ...table) ([]string, error) {
-	// All tables in one go: naming one would load it into the kernel.
-	text, err := t.run("", t.save)
+	// All tables in one go, as a rule: naming one would load it into the
+	// kernel. But one that is needed is there; and without a name
+	// iptables-nft-save reads foreign sets, too (10,000 elements: 60 ms).
+	var args []string
+	if needed && len(want) == 1 {
+		args = []string{"-t", want[0].name}
+	}
+	text, err := t.run("", t.save, args...)
 	if err != nil && !needed {
 		return nil, nil
 	}
