@@ -1,47 +1,174 @@
 package link
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
+
+// A way is how the flows of an address family are deleted: the best that the
+// kernel was seen to be capable of.
+type way int32
+
+const (
+	// unproven is readAll until there was a flow to try the kernel's filter
+	// with.
+	unproven way = iota
+	// readAll reads the whole table: before 5.8, and where a later kernel's
+	// filter is wrong.
+	readAll
+	// readFiltered has the kernel choose, and deletes flow by flow: since 5.8.
+	readFiltered
+	// deleteAtOnce has the kernel choose and delete: since 6.12.
+	deleteAtOnce
+)
+
+// manyAddresses is from how many on reading the whole table is cheaper than
+// going through it three times for each in the kernel.
+const manyAddresses = 4
 
 // Forget removes the connections that connection tracking knows to or from any
 // of the addresses, whichever side of the translation they are on. What was
 // established before a mapping came or went would follow the old way for as
 // long as it sends.
 func (h *Host) Forget(addrs ...netip.Addr) error {
-	set := flowsOf{}
-	families := map[netlink.InetFamily]bool{}
+	var v4, v6 []netip.Addr
 	for _, a := range addrs {
-		set[a] = true
-		if a.Is4() {
-			families[netlink.FAMILY_V4] = true
+		if a = a.Unmap(); a.Is4() {
+			v4 = append(v4, a)
 		} else {
-			families[netlink.FAMILY_V6] = true
+			v6 = append(v6, a)
 		}
 	}
-	for family := range families {
-		if _, err := h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, set); err != nil {
-			return fmt.Errorf("link: forget flows of %v: %w", addrs, err)
+	if err := errors.Join(h.forget(unix.AF_INET, v4), h.forget(unix.AF_INET6, v6)); err != nil {
+		return fmt.Errorf("link: forget flows of %v: %w", addrs, err)
+	}
+	return nil
+}
+
+// forget is Forget for addresses of one family.
+func (h *Host) forget(family uint8, addrs []netip.Addr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	known := &h.ways[0]
+	if family == unix.AF_INET6 {
+		known = &h.ways[1]
+	}
+	w := way(known.Load())
+	if w == deleteAtOnce && len(addrs) < manyAddresses {
+		err := h.forgetAtOnce(family, addrs)
+		if !unsupported(err) {
+			return err
+		}
+		w = readFiltered
+		known.Store(int32(w))
+	}
+	if w == readFiltered && len(addrs) < manyAddresses {
+		return h.forgetFiltered(family, addrs)
+	}
+	sample, err := h.forgetAll(family, addrs)
+	if err == nil && w == unproven && sample != nil {
+		known.Store(int32(h.prove(family, *sample)))
+	}
+	return err
+}
+
+func (h *Host) forgetAtOnce(family uint8, addrs []netip.Addr) error {
+	for _, a := range addrs {
+		for f := range fields {
+			if err := h.deleteFiltered(family, f, a); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// flowsOf matches the flows of a set of addresses.
-type flowsOf map[netip.Addr]bool
-
-// MatchConntrackFlow implements netlink.CustomConntrackFilter. The original
-// destination is an external address that was connected to, the original
-// source a container that connects, and the source of replies the container
-// that was connected to.
-func (f flowsOf) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	for _, ip := range [][]byte{flow.Forward.DstIP, flow.Forward.SrcIP, flow.Reverse.SrcIP} {
-		if a, ok := netip.AddrFromSlice(ip); ok && f[a.Unmap()] {
-			return true
+func (h *Host) forgetFiltered(family uint8, addrs []netip.Addr) error {
+	var keys [][]byte
+	for _, a := range addrs {
+		for f := range fields {
+			err := h.dump(family, f.filter(a), func(found flow) {
+				if found.addrs[f] == a {
+					keys = append(keys, bytes.Clone(found.key))
+				}
+			})
+			if err != nil {
+				return err
+			}
 		}
 	}
-	return false
+	return h.deleteEach(family, keys)
+}
+
+// forgetAll reads the whole table. It returns a flow that it leaves there, nil
+// if there is none.
+func (h *Host) forgetAll(family uint8, addrs []netip.Addr) (*flow, error) {
+	set := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		set[a] = true
+	}
+	var keys [][]byte
+	var sample *flow
+	err := h.dump(family, nil, func(found flow) {
+		if set[found.addrs[origDst]] || set[found.addrs[origSrc]] || set[found.addrs[replySrc]] {
+			keys = append(keys, bytes.Clone(found.key))
+		} else if sample == nil {
+			found.key = bytes.Clone(found.key)
+			sample = &found
+		}
+	})
+	if err == nil {
+		err = h.deleteEach(family, keys)
+	}
+	return sample, err
+}
+
+func (h *Host) deleteEach(family uint8, keys [][]byte) error {
+	for _, key := range keys {
+		if err := h.delete(family, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prove tells by a flow that is there what the kernel's filter is worth. The
+// version doesn't say: from 5.8, which brought it, to 6.18 at least, it takes
+// IPv6 addresses the wrong way round (ctnetlink_filter_match_tuple), and would
+// delete all flows but those that it is asked for; and before 5.17 it forgets
+// the address in replies (ctnetlink_alloc_filter,
+// net/netfilter/nf_conntrack_netlink.c). Such a filter never finds the flow.
+// What finds it, and no other, is trusted.
+func (h *Host) prove(family uint8, sample flow) way {
+	for f := range fields {
+		found, others := false, false
+		err := h.dump(family, f.filter(sample.addrs[f]), func(answer flow) {
+			found = found || bytes.Equal(answer.key, sample.key)
+			others = others || answer.addrs[f] != sample.addrs[f]
+		})
+		switch {
+		case unsupported(err), others:
+			return readAll
+		case err != nil:
+			return unproven
+		case found:
+			continue
+		}
+		if there, err := h.tracked(family, sample.key); err == nil && there {
+			return readAll
+		}
+		return unproven // the flow went meanwhile
+	}
+	return deleteAtOnce
+}
+
+// unsupported tells whether the kernel's answer means that it doesn't know
+// what it was asked to do; see deleteFiltered for ENOENT.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT)
 }

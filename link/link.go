@@ -15,8 +15,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,7 +60,10 @@ func parseMark(ifalias string) (owner, note string, ok bool) {
 // Host is the network namespace it was made in. Its methods may be called
 // concurrently.
 type Host struct {
-	nl *netlink.Handle
+	nl    *netlink.Handle
+	flows *nl.SocketHandle
+	// ways are how flows are deleted, by address family.
+	ways [2]atomic.Int32
 	// sysctls is the folder with the settings of the namespace: /proc/sys/net,
 	// or where it is mounted writable.
 	sysctls string
@@ -66,15 +71,23 @@ type Host struct {
 
 // New returns the Host of the calling thread's network namespace.
 func New(sysctls string) (*Host, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("link: open netlink: %w", err)
 	}
-	return &Host{nl: h, sysctls: sysctls}, nil
+	flows, err := openFlows()
+	if err != nil {
+		h.Close()
+		return nil, fmt.Errorf("link: open ctnetlink: %w", err)
+	}
+	return &Host{nl: h, flows: flows, sysctls: sysctls}, nil
 }
 
 // Close closes the sockets; nothing in the kernel changes.
-func (h *Host) Close() { h.nl.Close() }
+func (h *Host) Close() {
+	h.nl.Close()
+	h.flows.Close()
+}
 
 // A Bridge connects the containers of one network.
 type Bridge struct {

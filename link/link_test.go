@@ -15,7 +15,7 @@ import (
 func TestMain(m *testing.M) { nettest.Main(m) }
 
 // newHost makes a docker host on a segment and its Host.
-func newHost(t *testing.T, addrs ...string) (*nettest.Segment, *nettest.Node, *Host) {
+func newHost(t testing.TB, addrs ...string) (*nettest.Segment, *nettest.Node, *Host) {
 	t.Helper()
 	lan := nettest.NewSegment(t)
 	node := lan.Attach("host", addrs...)

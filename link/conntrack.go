@@ -1,0 +1,205 @@
+package link
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Attributes of a ctnetlink message that vishvananda/netlink doesn't name
+// (linux/netfilter/nfnetlink_conntrack.h).
+const (
+	ctaFilter           = 25 // CTA_FILTER
+	ctaFilterOrigFlags  = 1  // CTA_FILTER_ORIG_FLAGS
+	ctaFilterReplyFlags = 2  // CTA_FILTER_REPLY_FLAGS
+	// Flags in them (net/netfilter/nf_internals.h), in the host's byte order.
+	filterSrc = 1 << 0 // CTA_FILTER_F_CTA_IP_SRC
+	filterDst = 1 << 1 // CTA_FILTER_F_CTA_IP_DST
+)
+
+// A field is an address of a flow.
+type field int
+
+// The original destination is an external address that was connected to, the
+// original source a container that connects, and the source of replies the
+// container that was connected to.
+const (
+	origDst field = iota
+	origSrc
+	replySrc
+	fields
+)
+
+// tuple is the attribute that the field is in.
+func (f field) tuple() int {
+	if f == replySrc {
+		return nl.CTA_TUPLE_REPLY
+	}
+	return nl.CTA_TUPLE_ORIG
+}
+
+// filter asks for the flows that have an address in the field:
+//
+//	CTA_TUPLE_ORIG or _REPLY, CTA_TUPLE_IP, one address
+//	CTA_FILTER, CTA_FILTER_ORIG_FLAGS or _REPLY_FLAGS, which of the two it is
+func (f field) filter(a netip.Addr) []*nl.RtAttr {
+	ip, flag, flags := nl.CTA_IP_V4_SRC, uint32(filterSrc), ctaFilterOrigFlags
+	if a.Is6() {
+		ip = nl.CTA_IP_V6_SRC
+	}
+	if f == origDst {
+		ip, flag = ip+1, filterDst // each CTA_IP_*_DST follows its SRC
+	}
+	if f == replySrc {
+		flags = ctaFilterReplyFlags
+	}
+	tuple := nl.NewRtAttr(unix.NLA_F_NESTED|f.tuple(), nil)
+	tuple.AddRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_IP, nil).AddRtAttr(ip, a.AsSlice())
+	filter := nl.NewRtAttr(unix.NLA_F_NESTED|ctaFilter, nil)
+	filter.AddRtAttr(flags, nl.Uint32Attr(flag))
+	return []*nl.RtAttr{tuple, filter}
+}
+
+// A flow is an entry of the connection tracking table.
+type flow struct {
+	addrs [fields]netip.Addr
+	// key are the attributes that name it to the kernel: its original tuple,
+	// its zone if it has one, and its id, which no later flow with the same
+	// tuple shares.
+	key []byte
+}
+
+// parseFlow reads an entry as it is dumped. The key is part of data.
+func parseFlow(data []byte) (flow, error) {
+	var f flow
+	if len(data) < nl.SizeofNfgenmsg {
+		return f, errors.New("short message")
+	}
+	err := eachAttr(data[nl.SizeofNfgenmsg:], func(kind uint16, value, whole []byte) error {
+		switch kind {
+		case nl.CTA_TUPLE_ORIG:
+			f.key = append(f.key, whole...)
+			return parseTuple(value, &f.addrs[origSrc], &f.addrs[origDst])
+		case nl.CTA_TUPLE_REPLY:
+			return parseTuple(value, &f.addrs[replySrc], new(netip.Addr))
+		case nl.CTA_ID, nl.CTA_ZONE:
+			f.key = append(f.key, whole...)
+		}
+		return nil
+	})
+	return f, err
+}
+
+func parseTuple(data []byte, src, dst *netip.Addr) error {
+	return eachAttr(data, func(kind uint16, value, _ []byte) error {
+		if kind != nl.CTA_TUPLE_IP {
+			return nil
+		}
+		return eachAttr(value, func(kind uint16, value, _ []byte) error {
+			a, _ := netip.AddrFromSlice(value)
+			switch kind {
+			case nl.CTA_IP_V4_SRC, nl.CTA_IP_V6_SRC:
+				*src = a
+			case nl.CTA_IP_V4_DST, nl.CTA_IP_V6_DST:
+				*dst = a
+			}
+			return nil
+		})
+	})
+}
+
+// eachAttr calls fn with the attributes of a message, one by one: what each is,
+// its value, and all of it with header and padding (struct nlattr,
+// linux/netlink.h).
+func eachAttr(data []byte, fn func(kind uint16, value, whole []byte) error) error {
+	for len(data) >= unix.NLA_HDRLEN {
+		size := int(binary.NativeEndian.Uint16(data))
+		if size < unix.NLA_HDRLEN || size > len(data) {
+			return errors.New("attribute of impossible length")
+		}
+		padded := min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(data))
+		kind := binary.NativeEndian.Uint16(data[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+		if err := fn(kind, data[unix.NLA_HDRLEN:size], data[:padded]); err != nil {
+			return err
+		}
+		data = data[padded:]
+	}
+	return nil
+}
+
+// openFlows opens the calling thread's namespace for requests about flows.
+func openFlows() (*nl.SocketHandle, error) {
+	s, err := nl.Subscribe(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	return &nl.SocketHandle{Socket: s}, nil
+}
+
+// request prepares a ctnetlink message about flows of a family.
+func (h *Host) request(family uint8, operation, flags int, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
+	const ctnetlink = 1 // NFNL_SUBSYS_CTNETLINK
+	req := nl.NewNetlinkRequest(ctnetlink<<8|operation, flags)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: h.flows}
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	for _, a := range attrs {
+		req.AddData(a)
+	}
+	return req
+}
+
+// dump calls each with the flows of a family that the filter lets through. The
+// socket is locked meanwhile: each must not use it, nor keep the key.
+func (h *Host) dump(family uint8, filter []*nl.RtAttr, each func(flow)) error {
+	var bad error
+	req := h.request(family, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, filter...)
+	err := req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(data []byte) bool {
+		f, err := parseFlow(data)
+		if err != nil {
+			bad = err
+			return false
+		}
+		each(f)
+		return true
+	})
+	return errors.Join(err, bad)
+}
+
+// deleteFiltered deletes the flows that have an address in the field.
+//
+// A kernel that filters only dumps must not take this for "delete everything",
+// which a delete request without a tuple is. It has a tuple, and all kernels
+// since 2.6.14 do with one what ctnetlink_del_conntrack did before 6.12 (commit
+// 1ef7f50ccc6e): they read it as the name of a single flow, and answer EINVAL,
+// since a name needs both addresses and a protocol. Were they content with one
+// address, it would still be one look-up, and its answer ENOENT. A kernel that
+// filters answers success even if nothing matches; so neither answer means
+// "nothing to delete".
+func (h *Host) deleteFiltered(family uint8, f field, a netip.Addr) error {
+	_, err := h.request(family, nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, f.filter(a)...).Execute(unix.NETLINK_NETFILTER, 0)
+	return err
+}
+
+// delete deletes the flow of that key; one that is gone is no error.
+func (h *Host) delete(family uint8, key []byte) error {
+	req := h.request(family, nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
+	req.AddRawData(key)
+	if _, err := req.Execute(unix.NETLINK_NETFILTER, 0); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// tracked tells whether the flow of that key is still there.
+func (h *Host) tracked(family uint8, key []byte) (bool, error) {
+	req := h.request(family, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK)
+	req.AddRawData(key)
+	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
+}
