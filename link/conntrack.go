@@ -3,6 +3,7 @@ package link
 import (
 	"encoding/binary"
 	"errors"
+	"iter"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -66,68 +67,79 @@ func (f field) filter(a netip.Addr) []*nl.RtAttr {
 // A flow is an entry of the connection tracking table.
 type flow struct {
 	addrs [fields]netip.Addr
-	// key are the attributes that name it to the kernel: its original tuple,
-	// its zone if it has one, and its id, which no later flow with the same
-	// tuple shares.
-	key []byte
+	attrs []byte // all that the kernel told of it
 }
 
-// parseFlow reads an entry as it is dumped. The key is part of data.
+// parseFlow reads an entry as it is dumped, without copying: a table may have
+// hundreds of thousands.
 func parseFlow(data []byte) (flow, error) {
-	var f flow
 	if len(data) < nl.SizeofNfgenmsg {
-		return f, errors.New("short message")
+		return flow{}, errors.New("short message")
 	}
-	err := eachAttr(data[nl.SizeofNfgenmsg:], func(kind uint16, value, whole []byte) error {
+	f := flow{attrs: data[nl.SizeofNfgenmsg:]}
+	for kind, attr := range attrs(f.attrs) {
 		switch kind {
 		case nl.CTA_TUPLE_ORIG:
-			f.key = append(f.key, whole...)
-			return parseTuple(value, &f.addrs[origSrc], &f.addrs[origDst])
+			f.addrs[origSrc], f.addrs[origDst] = tupleAddrs(attr)
 		case nl.CTA_TUPLE_REPLY:
-			return parseTuple(value, &f.addrs[replySrc], new(netip.Addr))
-		case nl.CTA_ID, nl.CTA_ZONE:
-			f.key = append(f.key, whole...)
+			f.addrs[replySrc], _ = tupleAddrs(attr)
 		}
-		return nil
-	})
-	return f, err
+	}
+	for _, a := range f.addrs {
+		if !a.IsValid() {
+			return f, errors.New("a flow without addresses")
+		}
+	}
+	return f, nil
 }
 
-func parseTuple(data []byte, src, dst *netip.Addr) error {
-	return eachAttr(data, func(kind uint16, value, _ []byte) error {
-		if kind != nl.CTA_TUPLE_IP {
-			return nil
+// key is what names the flow to the kernel: its original tuple, its zone if it
+// has one, and its id, which a later flow of that tuple hardly ever shares. It
+// is a copy.
+func (f flow) key() []byte {
+	var key []byte
+	for kind, attr := range attrs(f.attrs) {
+		if kind == nl.CTA_TUPLE_ORIG || kind == nl.CTA_ZONE || kind == nl.CTA_ID {
+			key = append(key, attr...)
 		}
-		return eachAttr(value, func(kind uint16, value, _ []byte) error {
-			a, _ := netip.AddrFromSlice(value)
+	}
+	return key
+}
+
+// tupleAddrs reads the addresses of a CTA_TUPLE_ORIG or CTA_TUPLE_REPLY.
+func tupleAddrs(tuple []byte) (src, dst netip.Addr) {
+	for kind, attr := range attrs(tuple[unix.NLA_HDRLEN:]) {
+		if kind != nl.CTA_TUPLE_IP {
+			continue
+		}
+		for kind, attr := range attrs(attr[unix.NLA_HDRLEN:]) {
+			a, _ := netip.AddrFromSlice(attr[unix.NLA_HDRLEN:])
 			switch kind {
 			case nl.CTA_IP_V4_SRC, nl.CTA_IP_V6_SRC:
-				*src = a
+				src = a
 			case nl.CTA_IP_V4_DST, nl.CTA_IP_V6_DST:
-				*dst = a
+				dst = a
 			}
-			return nil
-		})
-	})
+		}
+	}
+	return src, dst
 }
 
-// eachAttr calls fn with the attributes of a message, one by one: what each is,
-// its value, and all of it with header and padding (struct nlattr,
-// linux/netlink.h).
-func eachAttr(data []byte, fn func(kind uint16, value, whole []byte) error) error {
-	for len(data) >= unix.NLA_HDRLEN {
-		size := int(binary.NativeEndian.Uint16(data))
-		if size < unix.NLA_HDRLEN || size > len(data) {
-			return errors.New("attribute of impossible length")
+// attrs are the attributes in data by kind, each with its header of NLA_HDRLEN
+// bytes and its padding (struct nlattr, linux/netlink.h). It ends at what is
+// none.
+func attrs(data []byte) iter.Seq2[uint16, []byte] {
+	return func(yield func(uint16, []byte) bool) {
+		for len(data) >= unix.NLA_HDRLEN {
+			size := int(binary.NativeEndian.Uint16(data))
+			padded := (size + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1)
+			kind := binary.NativeEndian.Uint16(data[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			if size < unix.NLA_HDRLEN || padded > len(data) || !yield(kind, data[:padded]) {
+				return
+			}
+			data = data[padded:]
 		}
-		padded := min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(data))
-		kind := binary.NativeEndian.Uint16(data[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
-		if err := fn(kind, data[unix.NLA_HDRLEN:size], data[:padded]); err != nil {
-			return err
-		}
-		data = data[padded:]
 	}
-	return nil
 }
 
 // openFlows opens the calling thread's namespace for requests about flows.

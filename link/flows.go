@@ -26,8 +26,9 @@ const (
 	deleteAtOnce
 )
 
-// manyAddresses is from how many on reading the whole table is cheaper than
-// going through it three times for each in the kernel.
+// manyAddresses is from how many on reading the whole table once is cheaper than
+// having the kernel go through it once for each field of each. Measured: 390 ms
+// against 135 ms per address at 200,000 flows, 45 ms against 9 ms at 20,000.
 const manyAddresses = 4
 
 // Forget removes the connections that connection tracking knows to or from any
@@ -72,7 +73,7 @@ func (h *Host) forget(family uint8, addrs []netip.Addr) error {
 	}
 	sample, err := h.forgetAll(family, addrs)
 	if err == nil && w == unproven && sample != nil {
-		known.Store(int32(h.prove(family, *sample)))
+		known.Store(int32(h.prove(family, sample)))
 	}
 	return err
 }
@@ -94,7 +95,7 @@ func (h *Host) forgetFiltered(family uint8, addrs []netip.Addr) error {
 		for f := range fields {
 			err := h.dump(family, f.filter(a), func(found flow) {
 				if found.addrs[f] == a {
-					keys = append(keys, bytes.Clone(found.key))
+					keys = append(keys, found.key())
 				}
 			})
 			if err != nil {
@@ -116,9 +117,8 @@ func (h *Host) forgetAll(family uint8, addrs []netip.Addr) (*flow, error) {
 	var sample *flow
 	err := h.dump(family, nil, func(found flow) {
 		if set[found.addrs[origDst]] || set[found.addrs[origSrc]] || set[found.addrs[replySrc]] {
-			keys = append(keys, bytes.Clone(found.key))
+			keys = append(keys, found.key())
 		} else if sample == nil {
-			found.key = bytes.Clone(found.key)
 			sample = &found
 		}
 	})
@@ -144,11 +144,12 @@ func (h *Host) deleteEach(family uint8, keys [][]byte) error {
 // the address in replies (ctnetlink_alloc_filter,
 // net/netfilter/nf_conntrack_netlink.c). Such a filter never finds the flow.
 // What finds it, and no other, is trusted.
-func (h *Host) prove(family uint8, sample flow) way {
+func (h *Host) prove(family uint8, sample *flow) way {
+	key := sample.key()
 	for f := range fields {
 		found, others := false, false
 		err := h.dump(family, f.filter(sample.addrs[f]), func(answer flow) {
-			found = found || bytes.Equal(answer.key, sample.key)
+			found = found || bytes.Equal(answer.key(), key)
 			others = others || answer.addrs[f] != sample.addrs[f]
 		})
 		switch {
@@ -159,7 +160,7 @@ func (h *Host) prove(family uint8, sample flow) way {
 		case found:
 			continue
 		}
-		if there, err := h.tracked(family, sample.key); err == nil && there {
+		if there, err := h.tracked(family, key); err == nil && there {
 			return readAll
 		}
 		return unproven // the flow went meanwhile

@@ -1,7 +1,6 @@
 package link
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -11,69 +10,69 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// track adds n flows to the node's table, none of them with the addresses
-// 198.18.0.0/15: from 10.0.0.0 on to 192.0.2.80, each to another port.
-func track(t testing.TB, node *nettest.Node, n int) {
-	t.Helper()
-	node.MustDo(func() error {
-		nl, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
-		if err != nil {
-			return err
-		}
-		defer nl.Close()
-		for i := range n {
-			client, server := binary.BigEndian.AppendUint32(nil, 10<<24+uint32(i)), []byte{192, 0, 2, 80}
-			f := netlink.ConntrackFlow{
-				FamilyType: unix.AF_INET, TimeOut: 3600,
-				Forward: netlink.IPTuple{SrcIP: client, DstIP: server, SrcPort: uint16(i), DstPort: 53, Protocol: unix.IPPROTO_UDP},
-				Reverse: netlink.IPTuple{SrcIP: server, DstIP: client, SrcPort: 53, DstPort: uint16(i), Protocol: unix.IPPROTO_UDP},
-			}
-			if err := nl.ConntrackCreate(netlink.ConntrackTable, unix.AF_INET, &f); err != nil {
-				return fmt.Errorf("flow %d: %w", i, err)
-			}
-		}
-		return nil
-	})
+// crowd is n flows, each from an address of 10.0.0.0/8 to 192.0.2.80.
+func crowd(n int) []*netlink.ConntrackFlow {
+	flows := make([]*netlink.ConntrackFlow, n)
+	for i := range flows {
+		client := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+		flows[i] = udp(client.String(), "192.0.2.80", "192.0.2.80", uint16(i))
+	}
+	return flows
 }
 
-// BenchmarkForget compares the ways at tables of different size, for as many
-// addresses as an endpoint has, one of each kind, and for more.
+// BenchmarkForget compares the ways, and that of vishvananda/netlink, at tables
+// of different size, for addresses that none of the flows has.
 func BenchmarkForget(b *testing.B) {
 	for _, flows := range []int{0, 20_000, 200_000} {
-		_, node, h := newHost(b, "192.0.2.2/24")
-		track(b, node, flows)
-		addrs := make([]netip.Addr, 8)
-		for i := range addrs {
-			addrs[i] = netip.AddrFrom4([4]byte{198, 18, 0, byte(i)})
-		}
-		for _, way := range []way{readAll, readFiltered, deleteAtOnce} {
-			for _, n := range []int{1, 2} {
-				b.Run(fmt.Sprintf("flows=%d/way=%d/addresses=%d", flows, way, n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("flows=%d", flows), func(b *testing.B) {
+			_, node, h := newHost(b, "192.0.2.2/24")
+			track(b, node, crowd(flows)...)
+			benchmarkLibrary(b, node)
+			addrs := make([]netip.Addr, 8)
+			for i := range addrs {
+				addrs[i] = netip.AddrFrom4([4]byte{198, 18, 0, byte(i)})
+			}
+			for _, tt := range []struct {
+				way       way
+				name      string
+				addresses int
+			}{
+				{readAll, "readAll", 2},
+				{readFiltered, "readFiltered", 1},
+				{readFiltered, "readFiltered", 2},
+				{deleteAtOnce, "deleteAtOnce", 1},
+				{deleteAtOnce, "deleteAtOnce", 2},
+			} {
+				b.Run(fmt.Sprintf("%s/addresses=%d", tt.name, tt.addresses), func(b *testing.B) {
 					b.ReportAllocs()
-					h.ways[0].Store(int32(way))
+					h.ways[0].Store(int32(tt.way))
 					for b.Loop() {
-						if err := h.Forget(addrs[:n]...); err != nil {
+						if err := h.Forget(addrs[:tt.addresses]...); err != nil {
 							b.Fatal(err)
 						}
 					}
 				})
 			}
-		}
-		b.Run(fmt.Sprintf("flows=%d/way=library/addresses=2", flows), func(b *testing.B) {
-			b.ReportAllocs()
-			var nl *netlink.Handle
-			node.MustDo(func() (err error) {
-				nl, err = netlink.NewHandle(unix.NETLINK_NETFILTER)
-				return err
-			})
-			defer nl.Close()
-			for b.Loop() {
-				if _, err := nl.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, libraryFilter{}); err != nil {
-					b.Fatal(err)
-				}
-			}
 		})
 	}
+}
+
+// benchmarkLibrary reads the table as vishvananda/netlink does.
+func benchmarkLibrary(b *testing.B, node *nettest.Node) {
+	var nl *netlink.Handle
+	node.MustDo(func() (err error) {
+		nl, err = netlink.NewHandle(unix.NETLINK_NETFILTER)
+		return err
+	})
+	defer nl.Close()
+	b.Run("library", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := nl.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, libraryFilter{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 // libraryFilter is how flows were matched by vishvananda/netlink, for comparison.
