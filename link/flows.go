@@ -38,9 +38,10 @@ const manyAddresses = 4
 func (h *Host) Forget(addrs ...netip.Addr) error {
 	var v4, v6 []netip.Addr
 	for _, a := range addrs {
-		if a = a.Unmap(); a.Is4() {
+		switch a = a.Unmap(); {
+		case a.Is4():
 			v4 = append(v4, a)
-		} else {
+		case a.Is6():
 			v6 = append(v6, a)
 		}
 	}
@@ -119,7 +120,8 @@ func (h *Host) forgetAll(family uint8, addrs []netip.Addr) (*flow, error) {
 		if set[found.addrs[origDst]] || set[found.addrs[origSrc]] || set[found.addrs[replySrc]] {
 			keys = append(keys, found.key())
 		} else if sample == nil {
-			sample = &found
+			first := found // found itself would be allocated for every flow
+			sample = &first
 		}
 	})
 	if err == nil {

@@ -64,14 +64,12 @@ func tracked(t testing.TB, h *Host) []string {
 }
 
 func TestForgetWays(t *testing.T) {
-	for i, family := range []struct {
-		family                                    uint8
+	for i, f := range []struct {
 		peer, external, container, other, sibling string
 	}{
-		{unix.AF_INET, "198.51.100.1", "192.0.2.56", "172.31.0.2", "192.0.2.57", "172.31.0.3"},
-		{unix.AF_INET6, "2001:db8:1::1", "2001:db8::56", "fd00::2", "2001:db8::57", "fd00::3"},
+		{"198.51.100.1", "192.0.2.56", "172.31.0.2", "192.0.2.57", "172.31.0.3"},
+		{"2001:db8:1::1", "2001:db8::56", "fd00::2", "2001:db8::57", "fd00::3"},
 	} {
-		f := family
 		for w := unproven; w <= deleteAtOnce; w++ {
 			t.Run(fmt.Sprintf("%s/way=%d", f.external, w), func(t *testing.T) {
 				_, node, h := newHost(t)
@@ -99,8 +97,8 @@ func TestForgetWays(t *testing.T) {
 				if got := tracked(t, h); len(got) != len(stay)+len(gone) {
 					t.Fatalf("tracked: %q", got)
 				}
-				for _, addrs := range [][]string{{}, {"203.0.113.1", "2001:db8:9::9"}} {
-					if err := h.Forget(parse(addrs...)...); err != nil {
+				for _, addrs := range [][]netip.Addr{{}, {{}}, parse("203.0.113.1", "2001:db8:9::9")} {
+					if err := h.Forget(addrs...); err != nil {
 						t.Errorf("forget %v: %v", addrs, err)
 					}
 					if got := tracked(t, h); len(got) != len(stay)+len(gone) {

@@ -235,7 +235,7 @@ func (h *Host) makeVeth(v Veth) (netlink.Link, error) {
 	if err := h.nl.LinkAdd(veth); err != nil {
 		return nil, fmt.Errorf("create: %w", err)
 	}
-	return h.byName(v.Host)
+	return veth, nil // LinkAdd has looked up its index
 }
 
 // plug makes the host end a working port of the bridge.
