@@ -27,9 +27,10 @@ const (
 )
 
 // manyAddresses is from how many on reading the whole table once is cheaper than
-// having the kernel go through it once for each field of each. Measured: 390 ms
-// against 135 ms per address at 200,000 flows, 45 ms against 9 ms at 20,000.
-const manyAddresses = 4
+// having the kernel go through it once for each field of each. Measured with
+// 200,000 flows: 390 ms against 136 ms to 235 ms per address, by how busy the
+// machine is; with 20,000: 45 ms against 9 ms.
+const manyAddresses = 3
 
 // Forget removes the connections that connection tracking knows to or from any
 // of the addresses, whichever side of the translation they are on. What was
