@@ -239,13 +239,13 @@ func natNetwork(n store.Network) nat.Network {
 	return out
 }
 
-// addresses are those by which connection tracking knows an endpoint.
-func addresses(e store.Endpoint) []netip.Addr {
-	all := slices.Clone(e.External)
+// flows are those by which connection tracking knows an endpoint.
+func flows(e store.Endpoint) link.Flows {
+	f := link.Flows{External: e.External}
 	for _, p := range e.Addresses {
-		all = append(all, p.Addr())
+		f.Internal = append(f.Internal, p.Addr())
 	}
-	return all
+	return f
 }
 
 // mappings are an endpoint as the NAT rules know it: each external address

@@ -34,7 +34,7 @@ func (d *Driver) plumbing(n store.Network, e store.Endpoint) []step {
 // without its mapping would have the host itself answer on the external
 // address, so it comes after it and goes before it.
 func (d *Driver) publication(n store.Network, e store.Endpoint) []step {
-	forget := func() error { return d.kernel.Forget(addresses(e)...) }
+	forget := func() error { return d.kernel.Forget(flows(e)) }
 	released := step{name: "flows", undo: forget}
 	if len(e.External) == 0 {
 		return []step{released}

@@ -29,7 +29,7 @@ type Addresses interface {
 	// Gateways are the next hops of the host's routes.
 	Gateways() ([]netip.Addr, error)
 	// Forget ends what connection tracking knows of the addresses.
-	Forget(...netip.Addr) error
+	Forget(link.Flows) error
 }
 
 // Settings are the host's own.

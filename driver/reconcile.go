@@ -187,7 +187,7 @@ type orphan struct {
 func (r *repair) sweep(orphans []orphan) error {
 	var errs []error
 	var maps []nat.Mapping
-	var flows []netip.Addr
+	var gone link.Flows
 	var ids []string
 	var swept []orphan
 	for _, o := range orphans {
@@ -201,7 +201,9 @@ func (r *repair) sweep(orphans []orphan) error {
 			continue
 		}
 		maps = append(maps, mappings(o.e.rec)...)
-		flows = append(flows, addresses(o.e.rec)...)
+		f := flows(o.e.rec)
+		gone.External = append(gone.External, f.External...)
+		gone.Internal = append(gone.Internal, f.Internal...)
 		ids = append(ids, o.e.rec.ID)
 		swept = append(swept, o)
 	}
@@ -210,7 +212,7 @@ func (r *repair) sweep(orphans []orphan) error {
 	}
 	for _, change := range []func() error{
 		func() error { return r.kernel.NAT.Remove(maps...) },
-		func() error { return r.kernel.Forget(flows...) },
+		func() error { return r.kernel.Forget(gone) },
 		func() error { return r.store.DeleteEndpoints(ids...) },
 	} {
 		if err := change(); err != nil {

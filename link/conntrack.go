@@ -142,15 +142,6 @@ func attrs(data []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// openFlows opens the calling thread's namespace for requests about flows.
-func openFlows() (*nl.SocketHandle, error) {
-	s, err := nl.Subscribe(unix.NETLINK_NETFILTER)
-	if err != nil {
-		return nil, err
-	}
-	return &nl.SocketHandle{Socket: s}, nil
-}
-
 // request prepares a ctnetlink message about flows of a family.
 func (h *Host) request(family uint8, operation, flags int, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
 	const ctnetlink = 1 // NFNL_SUBSYS_CTNETLINK

@@ -26,35 +26,57 @@ const (
 	deleteAtOnce
 )
 
-// manyAddresses is from how many on reading the whole table once is cheaper than
-// having the kernel go through it once for each field of each. Measured with
-// 200,000 flows: 390 ms against 136 ms to 235 ms per address, by how busy the
-// machine is; with 20,000: 45 ms against 9 ms.
-const manyAddresses = 3
+// manySearches is from how many on reading the whole table once is cheaper than
+// having the kernel go through it for each. Measured with 200,000 flows: 390 ms to
+// 500 ms against 47 ms to 80 ms a search, by how busy the machine is; with
+// 20,000: 45 ms against 3 ms.
+const manySearches = 8
 
-// Forget removes the connections that connection tracking knows to or from any
-// of the addresses, whichever side of the translation they are on. What was
-// established before a mapping came or went would follow the old way for as
-// long as it sends.
-func (h *Host) Forget(addrs ...netip.Addr) error {
-	var v4, v6 []netip.Addr
-	for _, a := range addrs {
-		switch a = a.Unmap(); {
-		case a.Is4():
-			v4 = append(v4, a)
-		case a.Is6():
-			v6 = append(v6, a)
+// Flows are the connections of endpoints, by the addresses that connection
+// tracking knows them by.
+type Flows struct {
+	// External addresses are connected to.
+	External []netip.Addr
+	// Internal addresses connect, and answer for the external ones.
+	Internal []netip.Addr
+}
+
+// A search is for the flows that have an address in a field.
+type search struct {
+	field field
+	addr  netip.Addr
+}
+
+// searches are those of a family.
+func (fl Flows) searches(family uint8) []search {
+	var list []search
+	add := func(addrs []netip.Addr, in ...field) {
+		for _, a := range addrs {
+			if a = a.Unmap(); a.IsValid() && a.Is4() == (family == unix.AF_INET) {
+				for _, f := range in {
+					list = append(list, search{f, a})
+				}
+			}
 		}
 	}
-	if err := errors.Join(h.forget(unix.AF_INET, v4), h.forget(unix.AF_INET6, v6)); err != nil {
-		return fmt.Errorf("link: forget flows of %v: %w", addrs, err)
+	add(fl.External, origDst)
+	add(fl.Internal, origSrc, replySrc)
+	return list
+}
+
+// Forget removes the flows from connection tracking. What was established before
+// a mapping came or went would follow the old way for as long as it sends.
+func (h *Host) Forget(fl Flows) error {
+	err := errors.Join(h.forget(unix.AF_INET, fl.searches(unix.AF_INET)), h.forget(unix.AF_INET6, fl.searches(unix.AF_INET6)))
+	if err != nil {
+		return fmt.Errorf("link: forget flows of %v, %v: %w", fl.External, fl.Internal, err)
 	}
 	return nil
 }
 
-// forget is Forget for addresses of one family.
-func (h *Host) forget(family uint8, addrs []netip.Addr) error {
-	if len(addrs) == 0 {
+// forget is Forget for one family.
+func (h *Host) forget(family uint8, searches []search) error {
+	if len(searches) == 0 {
 		return nil
 	}
 	known := &h.ways[0]
@@ -62,47 +84,43 @@ func (h *Host) forget(family uint8, addrs []netip.Addr) error {
 		known = &h.ways[1]
 	}
 	w := way(known.Load())
-	if w == deleteAtOnce && len(addrs) < manyAddresses {
-		err := h.forgetAtOnce(family, addrs)
+	if w == deleteAtOnce && len(searches) < manySearches {
+		err := h.forgetAtOnce(family, searches)
 		if !unsupported(err) {
 			return err
 		}
 		w = readFiltered
 		known.Store(int32(w))
 	}
-	if w == readFiltered && len(addrs) < manyAddresses {
-		return h.forgetFiltered(family, addrs)
+	if w == readFiltered && len(searches) < manySearches {
+		return h.forgetFiltered(family, searches)
 	}
-	sample, err := h.forgetAll(family, addrs)
+	sample, err := h.forgetAll(family, searches)
 	if err == nil && w == unproven && sample != nil {
 		known.Store(int32(h.prove(family, sample)))
 	}
 	return err
 }
 
-func (h *Host) forgetAtOnce(family uint8, addrs []netip.Addr) error {
-	for _, a := range addrs {
-		for f := range fields {
-			if err := h.deleteFiltered(family, f, a); err != nil {
-				return err
-			}
+func (h *Host) forgetAtOnce(family uint8, searches []search) error {
+	for _, s := range searches {
+		if err := h.deleteFiltered(family, s.field, s.addr); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (h *Host) forgetFiltered(family uint8, addrs []netip.Addr) error {
+func (h *Host) forgetFiltered(family uint8, searches []search) error {
 	var keys [][]byte
-	for _, a := range addrs {
-		for f := range fields {
-			err := h.dump(family, f.filter(a), func(found flow) {
-				if found.addrs[f] == a {
-					keys = append(keys, found.key())
-				}
-			})
-			if err != nil {
-				return err
+	for _, s := range searches {
+		err := h.dump(family, s.field.filter(s.addr), func(found flow) {
+			if found.addrs[s.field] == s.addr {
+				keys = append(keys, found.key())
 			}
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return h.deleteEach(family, keys)
@@ -110,17 +128,21 @@ func (h *Host) forgetFiltered(family uint8, addrs []netip.Addr) error {
 
 // forgetAll reads the whole table. It returns a flow that it leaves there, nil
 // if there is none.
-func (h *Host) forgetAll(family uint8, addrs []netip.Addr) (*flow, error) {
-	set := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		set[a] = true
+func (h *Host) forgetAll(family uint8, searches []search) (*flow, error) {
+	wanted := map[search]bool{}
+	for _, s := range searches {
+		wanted[s] = true
 	}
 	var keys [][]byte
 	var sample *flow
 	err := h.dump(family, nil, func(found flow) {
-		if set[found.addrs[origDst]] || set[found.addrs[origSrc]] || set[found.addrs[replySrc]] {
-			keys = append(keys, found.key())
-		} else if sample == nil {
+		for f, a := range found.addrs {
+			if wanted[search{field(f), a}] {
+				keys = append(keys, found.key())
+				return
+			}
+		}
+		if sample == nil {
 			first := found // found itself would be allocated for every flow
 			sample = &first
 		}

@@ -80,7 +80,7 @@ func TestForgetWays(t *testing.T) {
 				others()
 				stay := tracked(t, h)
 				// The kernel's filter may be no good for this family.
-				if err := h.Forget(netip.MustParseAddr(f.external)); err != nil {
+				if err := h.Forget(Flows{External: parse(f.external)}); err != nil {
 					t.Fatal(err)
 				}
 				if best := way(h.ways[i].Load()); w > best {
@@ -98,7 +98,7 @@ func TestForgetWays(t *testing.T) {
 					t.Fatalf("tracked: %q", got)
 				}
 				for _, addrs := range [][]netip.Addr{{}, {{}}, parse("203.0.113.1", "2001:db8:9::9")} {
-					if err := h.Forget(addrs...); err != nil {
+					if err := h.Forget(Flows{External: addrs, Internal: addrs}); err != nil {
 						t.Errorf("forget %v: %v", addrs, err)
 					}
 					if got := tracked(t, h); len(got) != len(stay)+len(gone) {
@@ -106,7 +106,7 @@ func TestForgetWays(t *testing.T) {
 					}
 				}
 				for range 2 {
-					if err := h.Forget(parse(f.external, f.container)...); err != nil {
+					if err := h.Forget(Flows{External: parse(f.external), Internal: parse(f.container)}); err != nil {
 						t.Error(err)
 					}
 					if diff := cmp.Diff(stay, tracked(t, h)); diff != "" {
@@ -114,12 +114,12 @@ func TestForgetWays(t *testing.T) {
 					}
 				}
 				// As many as there may be after a reboot, by the one way for that.
-				many := parse(f.external, f.container)
-				for a := netip.MustParseAddr("203.0.113.1"); len(many) < 1000; a = a.Next() {
-					many = append(many, a)
+				many := Flows{External: parse(f.external), Internal: parse(f.container)}
+				for a := netip.MustParseAddr("203.0.113.1"); len(many.External) < 1000; a = a.Next() {
+					many.External = append(many.External, a)
 				}
 				track(t, node, gone...)
-				if err := h.Forget(many...); err != nil {
+				if err := h.Forget(many); err != nil {
 					t.Error(err)
 				}
 				if diff := cmp.Diff(stay, tracked(t, h)); diff != "" {
@@ -143,13 +143,13 @@ func parse(addrs ...string) []netip.Addr {
 func TestFilterIsProved(t *testing.T) {
 	_, node, h := newHost(t)
 	external := parse("192.0.2.56", "2001:db8::56")
-	if err := h.Forget(external...); err != nil || h.ways[0].Load() != int32(unproven) || h.ways[1].Load() != int32(unproven) {
+	if err := h.Forget(Flows{External: external}); err != nil || h.ways[0].Load() != int32(unproven) || h.ways[1].Load() != int32(unproven) {
 		t.Errorf("empty table: %v, ways %d and %d", err, h.ways[0].Load(), h.ways[1].Load())
 	}
 	track(t, node,
 		udp("198.51.100.1", "192.0.2.57", "172.31.0.3", 1), udp("198.51.100.2", "192.0.2.58", "172.31.0.4", 1),
 		udp("2001:db8:1::1", "2001:db8::57", "fd00::3", 1), udp("2001:db8:1::2", "2001:db8::58", "fd00::4", 1))
-	if err := h.Forget(external...); err != nil {
+	if err := h.Forget(Flows{External: external}); err != nil {
 		t.Fatal(err)
 	}
 	for i, tt := range []struct {
@@ -196,7 +196,7 @@ func TestWithoutFilter(t *testing.T) {
 	}
 	// A refusal is remembered. No kernel filters flows of bridges.
 	h.ways[0].Store(int32(deleteAtOnce))
-	if err := h.forget(unix.AF_BRIDGE, parse("192.0.2.56")); h.ways[0].Load() != int32(readFiltered) {
+	if err := h.forget(unix.AF_BRIDGE, Flows{External: parse("192.0.2.56")}.searches(unix.AF_INET)); h.ways[0].Load() != int32(readFiltered) {
 		t.Errorf("refused: %v, way %d", err, h.ways[0].Load())
 	}
 }

@@ -60,8 +60,9 @@ func parseMark(ifalias string) (owner, note string, ok bool) {
 // Host is the network namespace it was made in. Its methods may be called
 // concurrently.
 type Host struct {
-	nl    *netlink.Handle
-	flows *nl.SocketHandle
+	nl *netlink.Handle
+	// flows and lists are sockets for requests of our own.
+	flows, lists *nl.SocketHandle
 	// ways are how flows are deleted, by address family.
 	ways [2]atomic.Int32
 	// sysctls is the folder with the settings of the namespace: /proc/sys/net,
@@ -75,18 +76,34 @@ func New(sysctls string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("link: open netlink: %w", err)
 	}
-	flows, err := openFlows()
+	flows, err := openSocket(unix.NETLINK_NETFILTER)
 	if err != nil {
 		h.Close()
 		return nil, fmt.Errorf("link: open ctnetlink: %w", err)
 	}
-	return &Host{nl: h, flows: flows, sysctls: sysctls}, nil
+	lists, err := openSocket(unix.NETLINK_ROUTE)
+	if err != nil {
+		h.Close()
+		flows.Close()
+		return nil, fmt.Errorf("link: open netlink: %w", err)
+	}
+	return &Host{nl: h, flows: flows, lists: lists, sysctls: sysctls}, nil
+}
+
+// openSocket opens the calling thread's namespace for requests of our own.
+func openSocket(protocol int) (*nl.SocketHandle, error) {
+	s, err := nl.Subscribe(protocol)
+	if err != nil {
+		return nil, err
+	}
+	return &nl.SocketHandle{Socket: s}, nil
 }
 
 // Close closes the sockets; nothing in the kernel changes.
 func (h *Host) Close() {
 	h.nl.Close()
 	h.flows.Close()
+	h.lists.Close()
 }
 
 // A Bridge connects the containers of one network.

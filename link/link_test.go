@@ -218,11 +218,11 @@ func TestForget(t *testing.T) {
 	if !strings.Contains(flows(), "dst=192.0.2.56") {
 		t.Fatal("the flow isn't tracked")
 	}
-	do(t, node, func() error { return h.Forget(netip.MustParseAddr("192.0.2.57")) })
+	do(t, node, func() error { return h.Forget(Flows{External: []netip.Addr{netip.MustParseAddr("192.0.2.57")}}) })
 	if !strings.Contains(flows(), "dst=192.0.2.56") {
 		t.Error("forgetting another address forgets this one too")
 	}
-	do(t, node, func() error { return h.Forget(external) }, func() error { return h.Forget(external) })
+	do(t, node, func() error { return h.Forget(Flows{External: []netip.Addr{external}}) }, func() error { return h.Forget(Flows{External: []netip.Addr{external}}) })
 	if got := flows(); strings.Contains(got, "dst=192.0.2.56") {
 		t.Errorf("not forgotten: %s", got)
 	}

@@ -1,12 +1,14 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // A Survey is what carries our mark on the host.
@@ -34,23 +36,16 @@ type Found struct {
 // Survey looks at all links and addresses; its cost grows with their number.
 func (h *Host) Survey() (Survey, error) {
 	s := Survey{Links: map[string]Found{}, Aliases: map[netip.Addr]string{}}
-	links, err := retry(h.nl.LinkList)
+	links, err := h.listLinks()
 	if err != nil {
 		return s, fmt.Errorf("link: list links: %w", err)
 	}
-	names := map[int]string{}
 	for _, l := range links {
-		names[l.Attrs().Index] = l.Attrs().Name
-	}
-	for _, l := range links {
-		a := l.Attrs()
-		owner, note, ok := parseMark(a.Alias)
-		if !ok {
-			continue
-		}
-		s.Links[a.Name] = Found{
-			Owner: owner, Note: note, MTU: a.MTU,
-			Bridge: names[a.MasterIndex], IsBridge: l.Type() == "bridge", Up: a.Flags&net.FlagUp != 0,
+		if owner, note, ok := parseMark(l.alias); ok {
+			s.Links[l.name] = Found{
+				Owner: owner, Note: note, MTU: l.mtu,
+				Bridge: links[l.master].name, IsBridge: l.isBridge, Up: l.up,
+			}
 		}
 	}
 	addrs, err := retry(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
@@ -58,7 +53,7 @@ func (h *Host) Survey() (Survey, error) {
 		return s, fmt.Errorf("link: list addresses: %w", err)
 	}
 	for _, a := range addrs {
-		name := names[a.LinkIndex]
+		name := links[a.LinkIndex].name
 		ip, ok := netip.AddrFromSlice(a.IP)
 		if !ok {
 			continue
@@ -73,6 +68,57 @@ func (h *Host) Survey() (Survey, error) {
 		}
 	}
 	return s, nil
+}
+
+// listed is what Survey wants to know of a link.
+type listed struct {
+	name, alias string
+	master, mtu int
+	isBridge    bool
+	up          bool
+}
+
+// skipStats asks for links without their counters: RTEXT_FILTER_SKIP_STATS
+// (linux/rtnetlink.h).
+const skipStats = 1 << 3
+
+// listLinks returns all links by index. It leaves out what makes most of the
+// kernel's answer, and most of the work of reading it: counters.
+func (h *Host) listLinks() (map[int]listed, error) {
+	messages, err := retry(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: h.lists}
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
+		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	})
+	if err != nil {
+		return nil, err
+	}
+	links := make(map[int]listed, len(messages))
+	for _, m := range messages {
+		msg := nl.DeserializeIfInfomsg(m)
+		l := listed{up: msg.Flags&unix.IFF_UP != 0}
+		for kind, attr := range attrs(m[msg.Len():]) {
+			value := attr[unix.NLA_HDRLEN:]
+			switch kind {
+			case unix.IFLA_IFNAME:
+				l.name = unix.ByteSliceToString(value)
+			case unix.IFLA_IFALIAS:
+				l.alias = unix.ByteSliceToString(value)
+			case unix.IFLA_MASTER:
+				l.master = int(binary.NativeEndian.Uint32(value))
+			case unix.IFLA_MTU:
+				l.mtu = int(binary.NativeEndian.Uint32(value))
+			case unix.IFLA_LINKINFO:
+				for kind, attr := range attrs(value) {
+					l.isBridge = l.isBridge || kind == unix.IFLA_INFO_KIND && unix.ByteSliceToString(attr[unix.NLA_HDRLEN:]) == "bridge"
+				}
+			}
+		}
+		links[int(msg.Index)] = l
+	}
+	return links, nil
 }
 
 // HasLink tells whether the host has a link of that name.

@@ -303,13 +303,13 @@ func (h *Host) Unusable(_ string, a netip.Addr) (string, error) {
 func (h *Host) Gateways() ([]netip.Addr, error) { return h.Routers, nil }
 
 // Forget implements driver.Addresses.
-func (h *Host) Forget(addrs ...netip.Addr) error {
+func (h *Host) Forget(f link.Flows) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := h.write(fmt.Sprint("forget ", addrs)); err != nil {
+	if err := h.write(fmt.Sprint("forget ", f)); err != nil {
 		return err
 	}
-	for _, a := range addrs {
+	for _, a := range slices.Concat(f.External, f.Internal) {
 		h.forgotten = append(h.forgotten, a.String())
 	}
 	return nil
