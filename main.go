@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -86,6 +87,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 	if err := d.Restore(); err != nil {
 		log.WithError(err).Error("not everything could be restored")
 	}
+	debug.FreeOSMemory() // what the start needed, nothing needs again
 	log.WithFields(logrus.Fields{"version": version, "socket": c.pluginSocket, "backend": kernel.backend}).Info("serving")
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return driver.NewGuard(d, log).Serve(ctx, socket) })
