@@ -57,7 +57,7 @@ main() {
 
 	step 1 "What is needed from the distribution"
 	need_engine
-	need iptables=iptables nft=nftables ip=iproute2 ping=iputils-ping
+	need iptables=iptables nft=nftables ip=iproute2 ping=iputils-ping mount=mount
 	need_go
 	echo "   $(dockerd --version)"
 
