@@ -42,6 +42,8 @@ type Driver struct {
 	mu        sync.Mutex
 	networks  map[string]*network
 	endpoints map[string]*endpoint
+	// subnets are the containers', by network; no external address is in one.
+	subnets map[string][]netip.Prefix
 	// inside and links find an endpoint by its container's address and by
 	// the host's end of its veth pair.
 	inside map[insideKey]*endpoint
@@ -101,7 +103,7 @@ type endpoint struct {
 func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*Driver, error) {
 	d := &Driver{
 		kernel: k, store: s, defaults: defaults, log: log,
-		networks: map[string]*network{}, endpoints: map[string]*endpoint{},
+		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
 		retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
 		published: map[netip.Addr]*endpoint{}, hints: make(chan string, 1), joined: make(chan struct{}, 1),
@@ -112,6 +114,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 	}
 	for _, n := range networks {
 		d.networks[n.ID] = &network{rec: n, known: true}
+		d.subnets[n.ID] = natNetwork(n).Subnets
 	}
 	endpoints, err := s.Endpoints()
 	if err != nil {
@@ -210,6 +213,22 @@ func (d *Driver) lockEndpoint(id string) *endpoint {
 		return nil
 	}
 	return e
+}
+
+// containerSubnet returns the container subnet that an address is in, of
+// whichever network; not valid if there is none. Its cost grows with the number
+// of networks.
+func (d *Driver) containerSubnet(a netip.Addr) netip.Prefix {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, subnets := range d.subnets {
+		for _, p := range subnets {
+			if p.Contains(a) {
+				return p
+			}
+		}
+	}
+	return netip.Prefix{}
 }
 
 // endpointsOf returns the endpoints of a network, in order of their ids.

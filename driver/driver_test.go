@@ -263,6 +263,9 @@ func TestAddresses(t *testing.T) {
 	l.host.Own = []netip.Addr{netip.MustParseAddr("203.0.113.57"), netip.MustParseAddr("203.0.113.10")}
 	l.host.Routers = []netip.Addr{netip.MustParseAddr("203.0.113.1")}
 	l.network("extip.parent", "br-ex", "extip.pool", "203.0.113.56-203.0.113.58")
+	if err := l.CreateNetwork(createNetwork("other", 30)); err != nil {
+		t.Fatal(err)
+	}
 	external := func(id string) string {
 		info, _ := l.EndpointInfo(&api.InfoRequest{NetworkID: netID, EndpointID: id})
 		return info.Value["extip.external"]
@@ -280,6 +283,7 @@ func TestAddresses(t *testing.T) {
 		{"e7", "203.0.113.10", "extip.address=203.0.113.10: it is this host's own"},
 		{"e8", "203.0.113.1", "is a gateway"},
 		{"e9", "172.31.0.77", "inside the container subnet 172.31.0.0/16"},
+		{"eh", "172.30.0.77", "inside the container subnet 172.30.0.0/16"}, // another network's
 		{"ea", "224.0.0.9", "not an address that others can connect to"},
 		{"eb", "127.0.0.9", "not an address that others can connect to"},
 		{"ec", "web", `extip.address=web: "web" is no address`},

@@ -227,10 +227,8 @@ func (d *Driver) unusable(n *network, a netip.Addr) (string, error) {
 	case slices.Contains(n.gateways, a):
 		return "is a gateway of this host", nil
 	}
-	for _, g := range n.rec.Gateways {
-		if g.Contains(a) {
-			return fmt.Sprintf("is inside the container subnet %s", g.Masked()), nil
-		}
+	if subnet := d.containerSubnet(a); subnet.IsValid() {
+		return fmt.Sprintf("is inside the container subnet %s", subnet), nil
 	}
 	return d.kernel.Unusable(n.rec.Parent, a)
 }

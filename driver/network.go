@@ -92,6 +92,9 @@ func (d *Driver) addNetwork(n *network, rec store.Network) error {
 		return err
 	}
 	n.rec, n.known, n.gateways = rec, true, gateways
+	d.mu.Lock()
+	d.subnets[rec.ID] = natNetwork(rec).Subnets
+	d.mu.Unlock()
 	if err := up(d.networkSteps(rec)); err != nil {
 		if errors.Is(err, link.ErrNotOurs) {
 			err = fmt.Errorf("com.docker.network.bridge.name=%s: %w", rec.Bridge, err)
@@ -146,6 +149,7 @@ func (d *Driver) forgetNetwork(id string, n *network) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	remove(d.networks, id, n)
+	delete(d.subnets, id)
 }
 
 // networkRecord makes a record of what the engine asks for, or says what is

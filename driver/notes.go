@@ -111,6 +111,7 @@ func (d *Driver) rebuild() error {
 			continue
 		}
 		d.networks[rec.ID] = &network{rec: rec, known: true}
+		d.subnets[rec.ID] = natNetwork(rec).Subnets
 	}
 	for name, l := range found.Links {
 		if l.IsBridge {
