@@ -83,6 +83,11 @@ func (r *record) add(what, who, unit string, samples ...float64) {
 	f.P50, f.P99 = quantile(sorted, 0.5), quantile(sorted, 0.99)
 }
 
+// forget drops what the section has one sample of: it was to warm up.
+func (r *record) forget() {
+	r.Figures = slices.DeleteFunc(r.Figures, func(f *figure) bool { return f.Section == r.section && f.Samples == 1 })
+}
+
 func (r *record) find(section, what, who string) *figure {
 	for _, f := range r.Figures {
 		if f.Section == section && f.What == what && f.Who == who {
@@ -121,22 +126,30 @@ func (r *record) note(format string, args ...any) {
 	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
 }
 
+// print lists a section's figures, those of one thing together.
 func (r *record) print(w io.Writer, section string) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	what := ""
+	var titles []string
+	byWhat := map[string][]*figure{}
 	for _, f := range r.Figures {
 		if f.Section != section {
 			continue
 		}
-		if f.What != what {
-			what = f.What
-			_, _ = fmt.Fprintf(t, "\n%s\tp50\tp99\tunit\tn\t\n", what)
+		title := fmt.Sprintf("%s (%s)", f.What, f.Unit)
+		if byWhat[title] == nil {
+			titles = append(titles, title)
 		}
-		ratio := ""
-		if f.Against != "" {
-			ratio = fmt.Sprintf("%s × %s", short(f.Ratio), f.Against)
+		byWhat[title] = append(byWhat[title], f)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, title := range titles {
+		_, _ = fmt.Fprintf(t, "%s\tp50\tp99\tn\t\n", title)
+		for _, f := range byWhat[title] {
+			ratio := ""
+			if f.Against != "" {
+				ratio = fmt.Sprintf("%s × %s", short(f.Ratio), f.Against)
+			}
+			_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%s\n", f.Who, short(f.P50), short(f.P99), f.Samples, ratio)
 		}
-		_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%d\t%s\n", f.Who, short(f.P50), short(f.P99), f.Unit, f.Samples, ratio)
 	}
 	_ = t.Flush()
 	_, _ = fmt.Fprintln(w)
