@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -25,10 +26,8 @@ type figure struct {
 	P99     float64
 	Min     float64
 	Max     float64
-	// Against is the subject that Ratio, the median of the paired samples'
-	// ratios, compares with.
-	Against string  `json:",omitempty"`
-	Ratio   float64 `json:",omitempty"`
+	// Ratios to other subjects: medians of the paired samples' ratios.
+	Ratios map[string]float64 `json:",omitempty"`
 
 	samples []float64
 }
@@ -98,19 +97,21 @@ func (r *record) find(section, what, who string) *figure {
 }
 
 // compare sets a subject's ratio to another one, whose samples were taken in
-// turn with its own; it returns 0 if there are none.
-func (r *record) compare(what, who, against string) float64 {
+// turn with its own.
+func (r *record) compare(what, who, against string) {
 	f, partner := r.find(r.section, what, who), r.find(r.section, what, against)
 	if f == nil || partner == nil {
-		return 0
+		return
 	}
 	var ratios []float64
 	for i := range min(len(f.samples), len(partner.samples)) {
 		ratios = append(ratios, f.samples[i]/partner.samples[i])
 	}
 	slices.Sort(ratios)
-	f.Against, f.Ratio = against, quantile(ratios, 0.5)
-	return f.Ratio
+	if f.Ratios == nil {
+		f.Ratios = map[string]float64{}
+	}
+	f.Ratios[against] = quantile(ratios, 0.5)
 }
 
 // quantile of sorted values: the middle between two for an even number's half.
@@ -144,11 +145,11 @@ func (r *record) print(w io.Writer, section string) {
 	for _, title := range titles {
 		_, _ = fmt.Fprintf(t, "%s\tp50\tp99\tn\t\n", title)
 		for _, f := range byWhat[title] {
-			ratio := ""
-			if f.Against != "" {
-				ratio = fmt.Sprintf("%s × %s", short(f.Ratio), f.Against)
+			var ratios []string
+			for _, against := range slices.Sorted(maps.Keys(f.Ratios)) {
+				ratios = append(ratios, fmt.Sprintf("%s × %s", short(f.Ratios[against]), against))
 			}
-			_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%s\n", f.Who, short(f.P50), short(f.P99), f.Samples, ratio)
+			_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%s\n", f.Who, short(f.P50), short(f.P99), f.Samples, strings.Join(ratios, ", "))
 		}
 	}
 	_ = t.Flush()
