@@ -31,10 +31,13 @@ e2e: ## the whole thing with a real engine, with each backend; as root
 soak: ## 1,000 random operations on the kernel, crashes and damage among them
 	EXTIP_SOAK_STEPS=1000 go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
 
+bench: ## measure it beside what people use instead; as root, ten minutes
+	scripts/bench.sh
+
 quickstart: ## see it work in a private lab; as root
 	scripts/quickstart.sh
 
 clean: ## remove what build made
 	rm -rf bin
 
-.PHONY: help build check test e2e soak quickstart clean
+.PHONY: help build check test e2e soak bench quickstart clean

@@ -45,7 +45,7 @@ func (b *bench) dockerRunWith(t *testing.T, backend string) {
 	}
 	inTurn(1, subjects...) // the first of each is not like the others
 	b.forget()
-	inTurn(b.pick(10, 25), subjects...)
+	inTurn(b.pick(8, 21), subjects...)
 	for _, what := range []string{"docker run -d", "docker rm -f"} {
 		for _, k := range append(others, extip) {
 			b.compare(what, k.who, partner.who)

@@ -80,7 +80,7 @@ func drain(c net.Conn) {
 // a second.
 func (b *bench) useWay(l *lab, w *way) {
 	l.outside.MustDo(func() error {
-		count := b.pick(500, 1500)
+		count := b.pick(500, 1000)
 		times := make([]float64, 0, count)
 		began := time.Now()
 		for range count {
@@ -103,12 +103,12 @@ func (b *bench) useWay(l *lab, w *way) {
 		}
 		b.add(udpRate, w.who, "per s", float64(count)/time.Since(began).Seconds())
 
-		rate, err := w.bulk(time.Duration(b.pick(200, 300)) * time.Millisecond)
+		rate, err := w.bulk(200 * time.Millisecond)
 		if err != nil {
 			return err
 		}
 		b.add(bulkRate, w.who, "Gbit/s", rate)
-		rate, err = w.turns(b.pick(1000, 3000))
+		rate, err = w.turns(b.pick(1000, 2000))
 		b.add(turnRate, w.who, "per s", rate)
 		return err
 	})

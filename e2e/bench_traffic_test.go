@@ -48,7 +48,7 @@ func (b *bench) traffic(t *testing.T) {
 	for _, w := range ways {
 		subjects = append(subjects, func() { b.useWay(l, w) })
 	}
-	inTurn(b.pick(3, 15), subjects...)
+	inTurn(b.pick(5, 25), subjects...)
 	for _, what := range []string{tcpRate, tcpTime, udpRate, bulkRate, turnRate} {
 		for _, backend := range backends {
 			for _, count := range counts {
