@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/extip/extip/driver"
@@ -11,7 +12,10 @@ import (
 
 // A clock tells what the driver spends its time on in the kernel. What it
 // can't account for is the store's, but for very little.
-type clock struct{ spent map[string]float64 }
+type clock struct {
+	mu    sync.Mutex
+	spent map[string]float64
+}
 
 // kernel is k with a clock in it.
 func (c *clock) kernel(k driver.Kernel) driver.Kernel {
@@ -24,6 +28,8 @@ func (c *clock) kernel(k driver.Kernel) driver.Kernel {
 
 // reset forgets what was, and returns it.
 func (c *clock) reset() map[string]float64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	spent := c.spent
 	c.spent = map[string]float64{}
 	return spent
@@ -32,6 +38,8 @@ func (c *clock) reset() map[string]float64 {
 func (c *clock) time(what string, fn func() error) error {
 	began := time.Now()
 	err := fn()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.spent == nil {
 		c.spent = map[string]float64{}
 	}
@@ -46,10 +54,6 @@ type timedLinks struct {
 
 func (l timedLinks) EnsureVeth(v link.Veth) error {
 	return l.c.time("veth pair", func() error { return l.Links.EnsureVeth(v) })
-}
-
-func (l timedLinks) RemoveVeth(v link.Veth) error {
-	return l.c.time("veth pair, removed", func() error { return l.Links.RemoveVeth(v) })
 }
 
 type timedAddresses struct {
@@ -74,8 +78,8 @@ func (a timedAddresses) Unusable(parent string, ip netip.Addr) (reason string, e
 	return reason, err
 }
 
-func (a timedAddresses) Forget(ips ...netip.Addr) error {
-	return a.c.time("flows", func() error { return a.Addresses.Forget(ips...) })
+func (a timedAddresses) Forget(f link.Flows) error {
+	return a.c.time("flows", func() error { return a.Addresses.Forget(f) })
 }
 
 type timedAnnouncer struct {

@@ -121,8 +121,23 @@ func (l *life) run(times int) error {
 		if failed != nil {
 			return failed
 		}
+		l.bench.add("  the link is gone, after the answer", l.who, "ms", took(func() { failed = l.forgotten(network, id) }))
+		if failed != nil {
+			return failed
+		}
 	}
 	return nil
+}
+
+// forgotten waits until an endpoint has no record any more.
+func (l *life) forgotten(network, id string) error {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Microsecond) {
+		info, err := l.driver.EndpointInfo(&api.InfoRequest{NetworkID: network, EndpointID: id})
+		if err != nil || len(info.Value) == 0 {
+			return err
+		}
+	}
+	return fmt.Errorf("endpoint %s stays", id)
 }
 
 // account adds a sum of calls, and what it consists of.

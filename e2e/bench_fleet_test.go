@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -197,8 +200,35 @@ func (f *fleet) start() {
 		if err := f.open(s); err != nil {
 			return err
 		}
-		_, err = f.nat.Sync(f.natState())
+		if _, err = f.nat.Sync(f.natState()); err != nil {
+			return err
+		}
+		return someFlow()
+	})
+	f.retire()
+}
+
+// someFlow leaves a flow in connection tracking, as every host has some: by
+// the first one, it is found out what the kernel's filter is worth.
+func someFlow() error {
+	c, err := net.Dial("udp", "10.0.0.1:9")
+	if err != nil {
 		return err
+	}
+	_, err = c.Write([]byte("?"))
+	return errors.Join(err, c.Close())
+}
+
+// retire has links removed after the calls, as the program does.
+func (f *fleet) retire() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.driver.Retire(ctx) }()
+	f.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			f.t.Error(err)
+		}
 	})
 }
 

@@ -27,7 +27,7 @@ func TestWire(t *testing.T) {
 	lab.plugin.socket = behind
 	lab.startEngine()
 	lab.startPlugin()
-	r := record(t, lab.path(pluginSocket), lab.path(behind))
+	r := intercept(t, lab.path(pluginSocket), lab.path(behind))
 
 	lab.docker("network", "create", "-d", "extip", "--subnet", "10.91.0.0/24", "-o", "extip.parent="+lab.parent,
 		"-o", "extip.pool=203.0.113.56-203.0.113.62", "-o", "com.docker.network.driver.mtu=1400", "web")
@@ -79,7 +79,7 @@ type call struct {
 	Answer json.RawMessage
 }
 
-func record(t *testing.T, front, behind string) *recorder {
+func intercept(t *testing.T, front, behind string) *recorder {
 	t.Helper()
 	r := &recorder{t: t}
 	l, err := net.Listen("unix", front)
