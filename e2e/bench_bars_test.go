@@ -5,11 +5,10 @@ import "fmt"
 // judge holds the figures to what the design promises. A section that was not
 // run has no figures, and is not judged.
 func (b *bench) judge() {
-	const run, rm = "docker run, all calls", "docker rm, all calls"
 	for _, count := range []int{1, 10000} {
-		b.most("calls", run, mappingsOf("nftables", count), 5)
+		b.most("calls", runCalls, mappingsOf("nftables", count), 5)
 	}
-	for _, what := range []string{run, rm} {
+	for _, what := range []string{runCalls, rmCalls} {
 		b.ratio("calls", what, mappingsOf("nftables", 10000), mappingsOf("nftables", 1), "≤", 1.2)
 		b.ratio("calls", what, mappingsOf("iptables", 10000), mappingsOf("nftables", 10000), "≤", 5)
 	}

@@ -32,7 +32,7 @@ func (r *record) charts() map[string]string {
 	}
 	draw("start", "docker run -d: median, logarithmic", "ms", "run", "docker run -d", true)
 	draw("removal", "docker rm -f: median, logarithmic", "ms", "run", "docker rm -f", true)
-	draw("calls", "the driver's share of a docker run: median", "ms", "calls", "docker run, all calls", false)
+	draw("calls", "the driver's share of a docker run: median", "ms", "calls", runCalls, false)
 	draw("connections", "new TCP connections per second, one client: median", "", "traffic", tcpRate, false)
 	draw("throughput", "one TCP stream: median", "Gbit/s", "traffic", bulkRate, false)
 	return charts

@@ -45,7 +45,7 @@ func (b *bench) dockerRunWith(t *testing.T, backend string) {
 	}
 	inTurn(1, subjects...) // the first of each is not like the others
 	b.forget()
-	inTurn(b.pick(8, 21), subjects...)
+	inTurn(b.pick(6, 21), subjects...)
 	for _, what := range []string{"docker run -d", "docker rm -f"} {
 		for _, k := range append(others, extip) {
 			b.compare(what, k.who, partner.who)
@@ -71,7 +71,7 @@ func published(count int) kind {
 // publishedPorts measures what all ports of extip are instead of. The pairs
 // are figures of their own: there are few of them.
 func (b *bench) publishedPorts(l *lab, extip kind) {
-	for _, many := range []struct{ ports, rounds int }{{10, b.pick(2, 5)}, {100, b.pick(1, 3)}, {400, b.pick(0, 1)}} {
+	for _, many := range []struct{ ports, rounds int }{{10, b.pick(2, 5)}, {100, b.pick(0, 3)}, {400, b.pick(0, 1)}} {
 		if many.rounds == 0 {
 			continue
 		}
@@ -106,7 +106,7 @@ func (b *bench) command(l *lab, args ...string) float64 {
 // churn starts and removes many containers at once, as Compose or a reboot
 // does: as many at a time as keep the machine busy.
 func (b *bench) churn(t *testing.T) {
-	count, atOnce := b.pick(30, 100), 4*runtime.NumCPU()
+	count, atOnce := b.pick(20, 100), 4*runtime.NumCPU()
 	b.say("  a lab")
 	l := newLab(t, options{backend: backends[0], plugin: []string{"--log-level", "info"}})
 	l.network("ext", "172.31.0.0/16", "extip.pool=203.0.113.11-203.0.113.190")
@@ -138,7 +138,7 @@ func (b *bench) churn(t *testing.T) {
 			})/1000)
 		}
 	}
-	inTurn(2, many("ext", "extip, nftables"), many("plain", "bridge, no port"))
+	inTurn(b.pick(1, 2), many("ext", "extip, nftables"), many("plain", "bridge, no port"))
 	for _, f := range b.Figures {
 		if f.Section == "churn" {
 			b.compare(f.What, "extip, nftables", "bridge, no port")

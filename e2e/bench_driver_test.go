@@ -23,31 +23,55 @@ func mappingsOf(backend string, count int) string {
 	return fmt.Sprintf("%s, %d mappings", backend, count)
 }
 
-// calls measures the driver's time in the calls of a container's life.
-func (b *bench) calls(t *testing.T) {
+// driver measures the driver in the test's own process, on hosts with many
+// endpoints, and the program on the last of them.
+func (b *bench) driver(t *testing.T) {
 	counts := []int{1, 100, 1000, 10000}
 	if b.quick {
-		counts = []int{1, 1000, 10000}
+		counts = []int{1, 10000}
 	}
 	for _, backend := range backends {
-		var subjects []func()
-		for _, count := range counts {
-			b.say("  %s: making %d endpoints", backend, count)
-			f := newFleet(t, backend, count)
-			f.start()
-			l := &life{fleet: f, bench: b, who: mappingsOf(backend, count)}
-			l.createNetwork()
-			subjects = append(subjects, func() { f.do(func() error { return l.run(b.pick(10, 20)) }) })
-		}
-		b.say("  %s: calls", backend)
-		inTurn(b.pick(4, 10), subjects...)
+		t.Run(backend, func(t *testing.T) {
+			var fleets []*fleet
+			for _, count := range counts {
+				b.say("  %s: making %d endpoints", backend, count)
+				fleets = append(fleets, newFleet(t, backend, count))
+			}
+			b.section = "calls"
+			b.say("  %s: calls", backend)
+			b.calls(fleets)
+			b.section = "reconcile"
+			b.reconcile(fleets[len(fleets)-1])
+		})
 	}
-	for _, what := range []string{"docker run, all calls", "docker rm, all calls"} {
+	b.section = "calls"
+	for _, what := range []string{runCalls, rmCalls} {
 		for _, backend := range backends {
 			for _, count := range counts[1:] {
 				b.compare(what, mappingsOf(backend, count), mappingsOf(backend, 1))
 			}
 		}
+	}
+}
+
+const (
+	runCalls = "docker run, all calls"
+	rmCalls  = "docker rm, all calls"
+)
+
+// calls measures the driver's time in the calls of a container's life.
+func (b *bench) calls(fleets []*fleet) {
+	var subjects []func()
+	var lives []*life
+	for _, f := range fleets {
+		l := &life{fleet: f, bench: b, who: mappingsOf(f.backend, f.count)}
+		lives = append(lives, l)
+		l.createNetwork()
+		subjects = append(subjects, func() { f.do(func() error { return l.run(b.pick(10, 20)) }) })
+	}
+	inTurn(b.pick(4, 10), subjects...)
+	for _, l := range lives {
+		l.do(l.deleteNetwork)
 	}
 }
 
@@ -64,14 +88,12 @@ const ownNetwork = 12
 
 func (l *life) createNetwork() {
 	l.do(func() error {
-		const rounds = 20
+		rounds := l.bench.pick(5, 20)
 		for i := range rounds {
 			var err error
 			l.bench.add("CreateNetwork", l.who, "ms", took(func() { err = l.driver.CreateNetwork(createNetwork(ownNetwork, "10.9.0.0/24")) }))
 			if err == nil && i < rounds-1 {
-				l.bench.add("DeleteNetwork", l.who, "ms", took(func() {
-					err = l.driver.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: networkID(ownNetwork)})
-				}))
+				l.bench.add("DeleteNetwork", l.who, "ms", took(func() { err = l.deleteNetwork() }))
 			}
 			if err != nil {
 				return err
@@ -79,6 +101,10 @@ func (l *life) createNetwork() {
 		}
 		return nil
 	})
+}
+
+func (l *life) deleteNetwork() error {
+	return l.driver.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: networkID(ownNetwork)})
 }
 
 func (l *life) run(times int) error {
@@ -111,13 +137,13 @@ func (l *life) run(times int) error {
 		call("ProgramExternalConnectivity", func() error {
 			return l.driver.ProgramExternalConnectivity(&api.ProgramExternalConnectivityRequest{NetworkID: network, EndpointID: id})
 		})
-		l.account("docker run, all calls", sum)
+		l.account(runCalls, sum)
 		sum = 0
 		call("Leave", func() error { return l.driver.Leave(&api.LeaveRequest{NetworkID: network, EndpointID: id}) })
 		call("DeleteEndpoint", func() error {
 			return l.driver.DeleteEndpoint(&api.DeleteEndpointRequest{NetworkID: network, EndpointID: id})
 		})
-		l.account("docker rm, all calls", sum)
+		l.account(rmCalls, sum)
 		if failed != nil {
 			return failed
 		}
@@ -154,59 +180,53 @@ func (l *life) account(what string, sum float64) {
 
 // reconcile measures what is compared and repaired as a whole, and what the
 // program needs while nothing happens.
-func (b *bench) reconcile(t *testing.T) {
-	const count = 10000
-	for _, backend := range backends {
-		who := mappingsOf(backend, count)
-		b.say("  %s: making %d endpoints", backend, count)
-		f := newFleet(t, backend, count)
-		f.start()
-		b.say("  %s: reconcile", backend)
-		state := f.natState()
-		rounds := b.pick(3, 7)
-		f.do(func() error {
-			for range rounds {
-				if _, err := f.nat.Sync(nat.State{}); err != nil {
-					return err
-				}
-				var err error
-				b.add("rules, from nothing", who, "ms", took(func() { _, err = f.nat.Sync(state) }))
-				if err != nil {
-					return err
-				}
-				b.add("rules, nothing to do", who, "ms", took(func() { _, err = f.nat.Repair() }))
-				if err != nil {
-					return err
-				}
-				// What a restart does: nothing is known of the kernel.
-				fresh, err := openBackend(t, backend)
-				if err != nil {
-					return err
-				}
-				var repaired []string
-				b.add("rules, nothing to do, after a restart", who, "ms", took(func() { repaired, err = fresh.Sync(state) }))
-				if err != nil || len(repaired) > 0 {
-					return fmt.Errorf("repaired %q: %w", repaired, err)
-				}
-			}
-			return nil
-		})
+func (b *bench) reconcile(f *fleet) {
+	who := mappingsOf(f.backend, f.count)
+	b.say("  %s: reconcile", f.backend)
+	state := f.natState()
+	rounds := b.pick(3, 7)
+	f.do(func() error {
 		for range rounds {
-			b.reconcileAll(f, "everything, nothing to do", who, 0)
-		}
-		for range b.pick(1, 3) {
-			f.host.Run("ip", "addr", "flush", "dev", "eth0", "label", "eth0:xip")
-			f.do(func() error {
-				other, err := openBackend(t, backend)
-				if err == nil {
-					_, err = other.Sync(nat.State{})
-				}
+			if _, err := f.nat.Sync(nat.State{}); err != nil {
 				return err
-			})
-			b.reconcileAll(f, "everything, rules and addresses from nothing", who, count)
+			}
+			var err error
+			b.add("rules, from nothing", who, "ms", took(func() { _, err = f.nat.Sync(state) }))
+			if err != nil {
+				return err
+			}
+			b.add("rules, nothing to do", who, "ms", took(func() { _, err = f.nat.Repair() }))
+			if err != nil {
+				return err
+			}
+			// What a restart does: nothing is known of the kernel.
+			fresh, err := openBackend(f.t, f.backend)
+			if err != nil {
+				return err
+			}
+			var repaired []string
+			b.add("rules, nothing to do, after a restart", who, "ms", took(func() { repaired, err = fresh.Sync(state) }))
+			if err != nil || len(repaired) > 0 {
+				return fmt.Errorf("repaired %q: %w", repaired, err)
+			}
 		}
-		b.program(t, f, who)
+		return nil
+	})
+	for range rounds {
+		b.reconcileAll(f, "everything, nothing to do", who, 0)
 	}
+	for range b.pick(1, 3) {
+		f.host.Run("ip", "addr", "flush", "dev", "eth0", "label", "eth0:xip")
+		f.do(func() error {
+			other, err := openBackend(f.t, f.backend)
+			if err == nil {
+				_, err = other.Sync(nat.State{})
+			}
+			return err
+		})
+		b.reconcileAll(f, "everything, rules and addresses from nothing", who, f.count)
+	}
+	b.program(f, who)
 }
 
 // reconcileAll times the driver's own, which looks at links, addresses and rules.
@@ -223,7 +243,8 @@ func (b *bench) reconcileAll(f *fleet, what, who string, atLeast int) {
 }
 
 // program measures the program itself while nothing happens.
-func (b *bench) program(t *testing.T, f *fleet, who string) {
+func (b *bench) program(f *fleet, who string) {
+	t := f.t
 	f.stop()
 	program := filepath.Join(t.TempDir(), "extip")
 	install(t, extipBinary(t), program)

@@ -58,6 +58,7 @@ func newFleet(t *testing.T, backend string, count int) *fleet {
 	f.host.Sysctl("ipv4.ip_forward", "1")
 	f.records()
 	f.links()
+	f.start()
 	return f
 }
 

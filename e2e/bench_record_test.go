@@ -50,6 +50,7 @@ type record struct {
 	Bars    []bar
 
 	section string
+	printed int // figures
 }
 
 func newRecord() *record {
@@ -127,14 +128,11 @@ func (r *record) note(format string, args ...any) {
 	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
 }
 
-// print lists a section's figures, those of one thing together.
-func (r *record) print(w io.Writer, section string) {
+// print lists the figures that are new, those of one thing together.
+func (r *record) print(w io.Writer) {
 	var titles []string
 	byWhat := map[string][]*figure{}
-	for _, f := range r.Figures {
-		if f.Section != section {
-			continue
-		}
+	for _, f := range r.Figures[r.printed:] {
 		title := fmt.Sprintf("%s (%s)", f.What, f.Unit)
 		if byWhat[title] == nil {
 			titles = append(titles, title)

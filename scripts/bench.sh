@@ -10,7 +10,7 @@ usage() {
 		usage: scripts/bench.sh [--quick] [--only SECTIONS] [--json FILE]     (as root)
 
 		--quick           a look of less than two minutes, instead of ten
-		--only SECTIONS   comma-separated: calls, reconcile, run, traffic, churn
+		--only SECTIONS   comma-separated: driver, run, traffic, churn
 		--json FILE       where the figures go, with charts beside it (default: .lab/bench.json)
 
 		EXTIP_TEST_ENGINE=DIR measures with the engine in DIR.
