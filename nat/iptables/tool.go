@@ -127,7 +127,7 @@ func (t tool) write(b *batch) error {
 func (t tool) converge(needed bool, want ...table) ([]string, error) {
 	// All tables in one go, as a rule: naming one would load it into the
 	// kernel. But one that is needed is there; and without a name
-	// iptables-nft-save reads foreign sets, too (10,000 elements: 60 ms).
+	// iptables-nft-save reads foreign sets, too (10,000 elements: 2 ms).
 	var args []string
 	if needed && len(want) == 1 {
 		args = []string{"-t", want[0].name}
