@@ -30,10 +30,17 @@ type Admitted struct {
 
 // AddNetwork implements Backend. Drops come before accepts.
 func (a *Admitted) AddNetwork(n Network) error {
-	if err := a.Backend.AddNetwork(n); err != nil {
+	if err := a.Backend.AddNetwork(n); err != nil || a.admits(n) {
 		return err
 	}
 	return a.admit(func(others []Network) []Network { return append(others, n) }, n)
+}
+
+// admits tells whether a network's traffic was let pass already.
+func (a *Admitted) admits(n Network) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.ContainsFunc(a.networks, func(o Network) bool { return sameNetwork(o, n) })
 }
 
 // RemoveNetwork implements Backend.
@@ -46,8 +53,12 @@ func (a *Admitted) RemoveNetwork(n Network) error {
 func (a *Admitted) admit(change func(others []Network) []Network, n Network) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.networks = change(slices.DeleteFunc(a.networks, func(o Network) bool { return o.ID == n.ID }))
+	before := a.networks
+	a.networks = change(slices.DeleteFunc(slices.Clone(before), func(o Network) bool { return o.ID == n.ID }))
 	_, err := a.sync()
+	if err != nil {
+		a.networks = before // the next attempt tries again
+	}
 	return err
 }
 

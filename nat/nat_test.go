@@ -72,7 +72,7 @@ func TestAdmitted(t *testing.T) {
 		}
 	}
 	want := []string{
-		"sync", "admit net0", "clear", "add net1", "admit net0 net1", "add net1", "admit net0 net1", "map", "unmap",
+		"sync", "admit net0", "clear", "add net1", "admit net0 net1", "add net1", "map", "unmap",
 		"repair", "admit net0 net1", "admit net1", "remove net0", "sync", "admit ",
 	}
 	if !slices.Equal(j.lines, want) || cleared != 1 {
