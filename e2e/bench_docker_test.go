@@ -41,10 +41,9 @@ func (b *bench) dockerRunWith(t *testing.T, backend string) {
 	b.say("  docker run and rm in turn, %s", backend)
 	var subjects []func()
 	for _, k := range append([]kind{extip, partner}, others...) {
+		b.startAndRemove(l, k) // the first of each is not like the others
 		subjects = append(subjects, func() { b.runOnce(l, k) })
 	}
-	inTurn(1, subjects...) // the first of each is not like the others
-	b.forget()
 	inTurn(b.pick(6, 21), subjects...)
 	for _, what := range []string{"docker run -d", "docker rm -f"} {
 		for _, k := range append(others, extip) {
@@ -85,11 +84,17 @@ func (b *bench) publishedPorts(l *lab, extip kind) {
 	}
 }
 
-// runOnce starts and removes one.
+// runOnce measures the start and the removal of one.
 func (b *bench) runOnce(l *lab, k kind) {
+	start, removal := b.startAndRemove(l, k)
+	b.add("docker run -d", k.who, "ms", start)
+	b.add("docker rm -f", k.who, "ms", removal)
+}
+
+func (b *bench) startAndRemove(l *lab, k kind) (start, removal float64) {
 	args := append([]string{"docker", "run", "-d", "--name", "bench"}, k.args...)
-	b.add("docker run -d", k.who, "ms", b.command(l, append(args, probeImage, "/probe", "sleep")...))
-	b.add("docker rm -f", k.who, "ms", b.command(l, "docker", "rm", "-f", "bench"))
+	start = b.command(l, append(args, probeImage, "/probe", "sleep")...)
+	return start, b.command(l, "docker", "rm", "-f", "bench")
 }
 
 // command times a program that must succeed.

@@ -114,15 +114,6 @@ func (b *bench) useWay(l *lab, w *way) {
 	})
 }
 
-// connect proves a way, and lets everybody learn their neighbours.
-func (l *lab) connect(w *way) (us float64, err error) {
-	err = l.outside.Do(func() error {
-		us, err = w.connectOnce()
-		return err
-	})
-	return us, err
-}
-
 // socket makes a socket without the runtime's poller in between, which would
 // be a good part of what is measured.
 func (w *way) socket(kind, port int) (int, *unix.SockaddrInet4, error) {
@@ -136,6 +127,16 @@ func (w *way) socket(kind, port int) (int, *unix.SockaddrInet4, error) {
 		return 0, nil, err
 	}
 	return fd, &unix.SockaddrInet4{Addr: w.to.As4(), Port: port + w.port}, nil
+}
+
+// read is a read that the runtime's signals don't end: with a time limit on the
+// socket the kernel doesn't take it up again itself.
+func read(fd int, buf []byte) (n int, err error) {
+	for {
+		if n, err = unix.Read(fd, buf); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 // connectOnce makes a connection, waits for its first byte, and resets it, so
@@ -153,7 +154,7 @@ func (w *way) connectOnce() (us float64, err error) {
 	if err := unix.Connect(fd, to); err != nil {
 		return 0, fmt.Errorf("connect to %s: %w", w.who, err)
 	}
-	if n, err := unix.Read(fd, make([]byte, 1)); n != 1 {
+	if n, err := read(fd, make([]byte, 1)); n != 1 {
 		return 0, fmt.Errorf("read from %s: %w", w.who, err)
 	}
 	return float64(time.Since(began).Nanoseconds()) / 1e3, nil
@@ -174,7 +175,7 @@ func (w *way) datagram() error {
 	if err := unix.Sendto(fd, []byte("?"), 0, to); err != nil {
 		return err
 	}
-	if n, _, err := unix.Recvfrom(fd, make([]byte, 8), 0); n != 1 {
+	if n, err := read(fd, make([]byte, 8)); n != 1 {
 		return fmt.Errorf("datagram from %s: %w", w.who, err)
 	}
 	return nil
@@ -223,7 +224,7 @@ func (w *way) turns(count int) (float64, error) {
 		if _, err := unix.Write(fd, buf); err != nil {
 			return 0, err
 		}
-		if n, err := unix.Read(fd, buf); n != 1 {
+		if n, err := read(fd, buf); n != 1 {
 			return 0, fmt.Errorf("round trip with %s: %w", w.who, err)
 		}
 	}

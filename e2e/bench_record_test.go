@@ -83,11 +83,6 @@ func (r *record) add(what, who, unit string, samples ...float64) {
 	f.P50, f.P99 = quantile(sorted, 0.5), quantile(sorted, 0.99)
 }
 
-// forget drops what the section has one sample of: it was to warm up.
-func (r *record) forget() {
-	r.Figures = slices.DeleteFunc(r.Figures, func(f *figure) bool { return f.Section == r.section && f.Samples == 1 })
-}
-
 func (r *record) find(section, what, who string) *figure {
 	for _, f := range r.Figures {
 		if f.Section == section && f.What == what && f.Who == who {
