@@ -95,13 +95,17 @@ func (b *bench) useWay(l *lab, w *way) {
 		b.add(tcpTime, w.who, "µs", quantile(times, 0.5))
 		b.add(tcpTime+", p99", w.who, "µs", quantile(times, 0.99))
 
+		flows := count
+		if w.who == proxyWay {
+			flows /= 10 // it keeps a socket of each for 90 seconds, and has so many
+		}
 		began = time.Now()
-		for range count {
+		for range flows {
 			if err := w.datagram(); err != nil {
 				return err
 			}
 		}
-		b.add(udpRate, w.who, "per s", float64(count)/time.Since(began).Seconds())
+		b.add(udpRate, w.who, "per s", float64(flows)/time.Since(began).Seconds())
 
 		rate, err := w.bulk(200 * time.Millisecond)
 		if err != nil {
