@@ -129,11 +129,11 @@ func (k kernel) watch(d *driver.Driver) ([]func(context.Context) error, error) {
 	runs := []func(context.Context) error{
 		func(ctx context.Context) error { return network.Run(ctx, d.NetworkChanged) },
 		func(ctx context.Context) error {
-			return (&firewalld.Watcher{}).Run(ctx, func() { d.Hint("firewalld") })
+			return (&firewalld.Watcher{}).Run(ctx, func() { d.HintRules("firewalld") })
 		},
 	}
 	for _, w := range watchers {
-		runs = append(runs, func(ctx context.Context) error { return w.Run(ctx, func() { d.Hint("rules changed") }) })
+		runs = append(runs, func(ctx context.Context) error { return w.Run(ctx, func() { d.HintRules("rules changed") }) })
 	}
 	return runs, nil
 }

@@ -61,7 +61,8 @@ type Driver struct {
 
 	reconciling sync.Mutex
 	repairs     int // since the start; guarded by reconciling
-	hints       chan string
+	// hints and ruleHints hold a cause each, if there is one.
+	hints, ruleHints chan string
 	// joined asks for an audit soon: there may be a name to learn.
 	joined chan struct{}
 	// activated is when the engine last asked who we are, in nanoseconds of
@@ -106,7 +107,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
 		retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
-		published: map[netip.Addr]*endpoint{}, hints: make(chan string, 1), joined: make(chan struct{}, 1),
+		published: map[netip.Addr]*endpoint{}, hints: make(chan string, 1), ruleHints: make(chan string, 1), joined: make(chan struct{}, 1),
 	}
 	networks, err := s.Networks()
 	if err != nil {

@@ -39,10 +39,20 @@ func (d *Driver) Restore() error {
 // It may be called while calls are served; it waits for each endpoint's own,
 // and its cost grows with what there is.
 func (d *Driver) Reconcile(cause string) ([]string, error) {
+	return d.repair(cause, (*repair).run)
+}
+
+// ReconcileRules is Reconcile for the rules alone: other programs change theirs
+// all the time, and links and addresses are none of that.
+func (d *Driver) ReconcileRules(cause string) ([]string, error) {
+	return d.repair(cause, func(r *repair) { r.rules() })
+}
+
+func (d *Driver) repair(cause string, run func(*repair)) ([]string, error) {
 	d.reconciling.Lock()
 	defer d.reconciling.Unlock()
 	r := &repair{Driver: d, began: time.Now()}
-	r.run()
+	run(r)
 	d.report(cause, r.lines)
 	return r.lines, errors.Join(r.errs...)
 }
@@ -64,7 +74,7 @@ func (d *Driver) report(cause string, repaired []string) {
 	log.WithField("repairs", len(repaired)).WithField("since_start", d.repairs).Warn("reconciled")
 }
 
-// repair is one run of Reconcile.
+// A repair is one run of Reconcile.
 type repair struct {
 	*Driver
 	began time.Time
@@ -91,16 +101,24 @@ func (r *repair) run() {
 	}
 	r.removals()
 	r.orphans()
-	repaired, err := r.kernel.NAT.Repair()
-	r.lines = append(r.lines, repaired...)
-	if err != nil {
-		r.failed(err)
-		r.withdraw()
+	if !r.rules() {
 		return
 	}
 	r.networksAgain()
 	r.endpointsAgain()
 	r.strays()
+}
+
+// rules repairs the rules. If that can't be done, it takes the aliases away and
+// returns false.
+func (r *repair) rules() bool {
+	repaired, err := r.kernel.NAT.Repair()
+	r.lines = append(r.lines, repaired...)
+	if err != nil {
+		r.failed(err)
+		r.withdraw()
+	}
+	return err == nil
 }
 
 // removals finishes what was to go and could not before.

@@ -294,7 +294,7 @@ func TestFullDisk(t *testing.T) {
 func TestRun(t *testing.T) {
 	l := runningLab(t)
 	synctest.Test(t, func(t *testing.T) {
-		l.hints = make(chan string, 1) // of this bubble, whose time is another
+		l.hints, l.ruleHints = make(chan string, 1), make(chan string, 1) // of this bubble, whose time is another
 		l.endpoints[epID].changed = time.Time{}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -316,6 +316,19 @@ func TestRun(t *testing.T) {
 		if n := l.host.Writes() - writes; n < 20*perRun || n > 45*perRun {
 			t.Errorf("a storm of 10 s costs %d writes", n)
 		}
+
+		// Rules alone are repaired at a hint at rules; all else at the others.
+		l.host.Flush()
+		l.HintRules("rules changed")
+		time.Sleep(2 * settle)
+		l.check(running)
+		time.Sleep(time.Second)
+		l.host.Flush()
+		l.host.DropLink(bridgeName)
+		l.HintRules("rules changed")
+		l.Hint("link gone")
+		time.Sleep(2 * settle)
+		l.check(running)
 
 		l.host.Flush()
 		time.Sleep(31 * time.Second)

@@ -25,9 +25,14 @@ const (
 
 // Hint asks for a Reconcile soon. It may be called concurrently, as often as
 // there is a reason.
-func (d *Driver) Hint(cause string) {
+func (d *Driver) Hint(cause string) { hint(d.hints, cause) }
+
+// HintRules asks for a ReconcileRules soon; else it is like Hint.
+func (d *Driver) HintRules(cause string) { hint(d.ruleHints, cause) }
+
+func hint(to chan string, cause string) {
 	select {
-	case d.hints <- cause:
+	case to <- cause:
 	default: // one is waiting already
 	}
 }
@@ -37,23 +42,31 @@ func (d *Driver) Run(ctx context.Context, interval time.Duration) error {
 	retry := retryAfter
 	next := interval
 	for {
-		cause := "timer"
+		cause, reconcile := "timer", d.Reconcile
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(next):
 		case cause = <-d.hints:
-			if !wait(ctx, settle) {
-				return nil
-			}
-			select {
-			case <-d.hints:
-			default:
-			}
+		case cause = <-d.ruleHints:
+			reconcile = d.ReconcileRules
+		}
+		if cause != "timer" && !wait(ctx, settle) {
+			return nil
+		}
+		// What came meanwhile is answered, too.
+		select {
+		case cause = <-d.hints:
+			reconcile = d.Reconcile
+		default:
+		}
+		select {
+		case <-d.ruleHints:
+		default:
 		}
 		began := time.Now()
 		next = interval
-		if _, err := d.Reconcile(cause); err != nil {
+		if _, err := reconcile(cause); err != nil {
 			d.log.WithField("cause", cause).WithError(err).Error("not reconciled")
 			next = min(retry, interval)
 			retry *= 2
