@@ -55,7 +55,7 @@ func (s *Segment) Plug(n *Node, dev string, addrs ...string) {
 // a while after the link is up, longer on a busy machine.
 func (n *Node) AwaitPort(port string) {
 	n.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if strings.Contains(n.quiet("bridge", "link", "show", "dev", port), "state forwarding") {
 			return
 		}
