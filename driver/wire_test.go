@@ -22,16 +22,7 @@ import (
 // returns a way to post to it.
 func serveLab(t *testing.T, d api.Driver) (post func(path, body string) (int, string)) {
 	t.Helper()
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	path := filepath.Join(t.TempDir(), "extip.sock")
-	l, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- NewGuard(d, log).Serve(ctx, l) }()
+	_, path, stop, done := guarded(t, d)
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
@@ -60,6 +51,23 @@ func serveLab(t *testing.T, d api.Driver) (post func(path, body string) (int, st
 		}
 		return res.StatusCode, strings.TrimSpace(string(b))
 	}
+}
+
+// guarded serves a driver behind a Guard, until stop; done then has the result.
+func guarded(t *testing.T, d api.Driver) (guard *Guard, path string, stop func(), done <-chan error) {
+	t.Helper()
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	path = filepath.Join(t.TempDir(), "extip.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	guard = NewGuard(d, log)
+	served := make(chan error, 1)
+	go func() { served <- guard.Serve(ctx, l) }()
+	return guard, path, stop, served
 }
 
 // TestRecordedMessages replays what engines send for one container's life,
@@ -178,17 +186,7 @@ func (b blocking) Join(*api.JoinRequest) (*api.JoinResponse, error) {
 // TestStopLetsCallsEnd: a call under way when the plugin is stopped ends.
 func TestStopLetsCallsEnd(t *testing.T) {
 	b := blocking{newLab(t), make(chan struct{}), make(chan struct{})}
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	path := filepath.Join(t.TempDir(), "extip.sock")
-	l, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	guard := NewGuard(b, log)
-	go func() { served <- guard.Serve(ctx, l) }()
+	guard, _, stop, served := guarded(t, b)
 	var wg sync.WaitGroup
 	wg.Go(func() { _, _ = guard.Join(&api.JoinRequest{NetworkID: "n", EndpointID: "e"}) })
 	<-b.entered

@@ -33,13 +33,7 @@ func TestPluginRestart(t *testing.T) {
 		works()
 		lab.unchanged(running)
 	}
-	for name, f := range map[string]*flow{"in": in, "out": out} {
-		sent, lost := f.stop()
-		t.Logf("two restarts of the plugin, %s: %d packets sent, %d lost", name, sent, lost)
-		if lost > 0 {
-			t.Errorf("%s: %d of %d packets were lost", name, lost, sent)
-		}
-	}
+	lostNone(t, "two restarts of the plugin", map[string]*flow{"in": in, "out": out})
 	lab.docker("rm", "-f", "web")
 	lab.docker("network", "rm", "web")
 	lab.unchanged(before)
@@ -66,13 +60,7 @@ func TestBackendSwitch(t *testing.T) {
 			{web, "tcp", outsideAddr + ":80", "outside saw 203.0.113.56"},
 		})
 	}
-	for name, f := range map[string]*flow{"in": in, "out": out} {
-		sent, lost := f.stop()
-		t.Logf("two switches of the backend, %s: %d packets sent, %d lost", name, sent, lost)
-		if lost > 0 {
-			t.Errorf("%s: %d of %d packets were lost", name, lost, sent)
-		}
-	}
+	lostNone(t, "two switches of the backend", map[string]*flow{"in": in, "out": out})
 	lab.docker("rm", "-f", "web")
 	lab.docker("network", "rm", "web")
 	lab.unchanged(before)

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -79,6 +78,19 @@ func (f *flow) stop() (sent, lost int64) {
 	return f.sent.Load(), f.sent.Load() - f.answered.Load()
 }
 
+// lostNone stops flows and fails the test if any of them lost a packet while
+// something happened.
+func lostNone(t *testing.T, while string, flows map[string]*flow) {
+	t.Helper()
+	for name, f := range flows {
+		sent, lost := f.stop()
+		t.Logf("%s, %s: %d packets sent, %d lost", while, name, sent, lost)
+		if lost > 0 {
+			t.Errorf("%s: %d of %d packets were lost", name, lost, sent)
+		}
+	}
+}
+
 // repairTime makes damage and tells how long, from its end, new connections
 // from a machine to addr stay without their answer.
 func repairTime(t *testing.T, from *nettest.Node, addr, want string, damage func()) time.Duration {
@@ -126,42 +138,30 @@ func repairTime(t *testing.T, from *nettest.Node, addr, want string, damage func
 
 // answer asks by a datagram flow of its own, quietly.
 func answer(from *nettest.Node, addr string) string {
-	var text string
-	_ = from.Do(func() error {
-		c, err := net.Dial("udp", addr)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = c.Close() }()
-		if err := c.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
-			return err
-		}
-		if _, err := c.Write([]byte("?")); err != nil {
-			return err
-		}
-		buf := make([]byte, 256)
-		n, err := c.Read(buf)
-		text = string(buf[:n])
-		return err
-	})
-	return text
+	return datagram(from, 0, addr, 300*time.Millisecond)
 }
 
 // fromPort asks by a datagram from a given port, as a client does that keeps
 // its socket while the server is restarted.
 func fromPort(from *nettest.Node, port int, addr string) string {
+	return datagram(from, port, addr, time.Second)
+}
+
+// datagram sends one from a port, any if it is 0, and returns what is answered
+// in time.
+func datagram(from *nettest.Node, port int, addr string, patience time.Duration) string {
 	var text string
 	_ = from.Do(func() error {
-		d := net.Dialer{LocalAddr: &net.UDPAddr{Port: port}, Timeout: time.Second}
+		d := net.Dialer{LocalAddr: &net.UDPAddr{Port: port}}
 		c, err := d.Dial("udp", addr)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = c.Close() }()
-		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 			return err
 		}
-		if _, err := fmt.Fprint(c, "?"); err != nil {
+		if _, err := c.Write([]byte("?")); err != nil {
 			return err
 		}
 		buf := make([]byte, 256)
