@@ -26,20 +26,33 @@ type span struct{ first, last netip.Addr }
 // Parse reads a comma-separated list of addresses, first-last ranges and
 // CIDRs, each of either family: "203.0.113.56-203.0.113.62, 2001:db8::/120".
 // A CIDR stands for all of its addresses, the first and the last included.
+// What follows a "!" is left out, wherever in the list it stands. A list that
+// leaves nothing of what it names is an error.
 func Parse(s string) (Pool, error) {
-	var spans []span
+	var in, out []span
 	for part := range strings.SplitSeq(s, ",") {
 		part = strings.TrimSpace(part)
 		if part == "" {
 			continue
 		}
+		list := &in
+		if rest, ok := strings.CutPrefix(part, "!"); ok {
+			part, list = strings.TrimSpace(rest), &out
+		}
 		sp, err := parseSpan(part)
 		if err != nil {
 			return Pool{}, err
 		}
-		spans = append(spans, sp)
+		*list = append(*list, sp)
 	}
-	return Pool{spans: merge(spans)}, nil
+	p := Pool{spans: merge(in)}
+	for _, sp := range out {
+		p.spans = without(p.spans, sp)
+	}
+	if p.Empty() && len(in)+len(out) > 0 {
+		return Pool{}, fmt.Errorf("pool: %q leaves no address", s)
+	}
+	return p, nil
 }
 
 func parseSpan(s string) (span, error) {
@@ -167,22 +180,52 @@ func distance(s span) uint64 {
 	return lo + 1
 }
 
-// Next returns the first address after the given one for which usable is
-// true, going round once at the end of the pool, and false if there is none.
-// With the zero Addr it begins at the beginning. Handing out the address after
-// the last one handed out keeps a just-released address out of use for as long
-// as there are others.
-func (p Pool) Next(after netip.Addr, usable func(netip.Addr) bool) (netip.Addr, bool) {
+// Of is the part of the pool that is IPv4, or IPv6.
+func (p Pool) Of(v4 bool) Pool {
+	split, _ := p.search(netip.IPv6Unspecified()) // IPv4 sorts first
+	if v4 {
+		return Pool{spans: p.spans[:split:split]}
+	}
+	return Pool{spans: p.spans[split:]}
+}
+
+// mostUnusable is how many addresses Next asks about before it gives up: an
+// IPv6 pool has more than anybody can try.
+const mostUnusable = 4096
+
+// Next returns the first address after the given one that is not taken and for
+// which usable is true, going round once at the end of the pool, and false if
+// there is none, or none among the first 4,096 that were asked about. With the
+// zero Addr it begins at the beginning. Handing out the address after the last
+// one handed out keeps a just-released address out of use for as long as there
+// are others.
+//
+// Its cost grows with the number of gaps in taken that usable refuses, not with
+// the number of addresses.
+func (p Pool) Next(after netip.Addr, taken *Set, usable func(netip.Addr) bool) (netip.Addr, bool) {
 	if p.Empty() {
 		return netip.Addr{}, false
 	}
 	start := p.following(after)
-	for a, first := start, true; first || a != start; a, first = p.following(a), false {
-		if usable(a) {
-			return a, true
+	asked, wrapped := 0, false
+	for a := start; ; {
+		last, isTaken := taken.runOf(a)
+		if !isTaken {
+			if usable(a) {
+				return a, true
+			}
+			if asked++; asked >= mostUnusable {
+				return netip.Addr{}, false
+			}
+			last = a
 		}
+		next := p.following(last)
+		wrapped = wrapped || !last.Less(next)
+		if wrapped && !next.Less(start) {
+			return netip.Addr{}, false
+		}
+		a = next
 	}
-	return netip.Addr{}, false
 }
 
 // following is the pool's address after a, the first one after the last.

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"testing"
@@ -25,6 +26,11 @@ func TestParse(t *testing.T) {
 		{"2001:db8::/32", "2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", math.MaxUint64},
 		{"2001:db8::ffff:0:0:0-2001:db8:0:1::", "2001:db8:0:0:ffff::-2001:db8:0:1::", 1<<48 + 1},
 		{"255.255.255.255,0.0.0.0", "0.0.0.0,255.255.255.255", 2},
+		{"!203.0.113.1,203.0.113.0/29", "203.0.113.0,203.0.113.2-203.0.113.7", 7},
+		{"203.0.113.0/24, ! 203.0.113.4/30, !203.0.113.250-203.0.113.255", "203.0.113.0-203.0.113.3,203.0.113.8-203.0.113.249", 246},
+		{"203.0.113.0/24,!2001:db8::/64,!198.51.100.1", "203.0.113.0-203.0.113.255", 256},
+		{"0.0.0.0/0,!0.0.0.0,!255.255.255.255,!128.0.0.0/1", "0.0.0.1-127.255.255.255", 1<<31 - 1},
+		{"2001:db8::/64,!2001:db8::", "2001:db8::1-2001:db8::ffff:ffff:ffff:ffff", math.MaxUint64},
 	} {
 		p, err := Parse(tt.in)
 		if err != nil {
@@ -49,8 +55,12 @@ func TestParseErrors(t *testing.T) {
 		"::ffff:203.0.113.1":        "IPv4 in IPv6",
 		"203.0.113.1;203.0.113.2":   "no address",
 		"203.0.113.1-203.0.113.2-3": "no address",
+		"!web":                      "no address",
+		"!!203.0.113.1":             "no address",
+		"!203.0.113.1":              "leaves no address",
+		"203.0.113.1,!203.0.113.1":  "leaves no address",
 	} {
-		if _, err := Parse(in); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), in) {
+		if _, err := Parse(in); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), strings.TrimLeft(in, "!")) {
 			t.Errorf("%q: error %v, want the value and %q", in, err, want)
 		}
 	}
@@ -80,46 +90,115 @@ func TestContainsAndOverlaps(t *testing.T) {
 	}
 }
 
+func TestOf(t *testing.T) {
+	p, err := Parse("203.0.113.56-203.0.113.62,2001:db8::10/124,198.51.100.1,::1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.Of(true).String(); got != "198.51.100.1,203.0.113.56-203.0.113.62" {
+		t.Errorf("IPv4: %s", got)
+	}
+	if got := p.Of(false).String(); got != "::1,2001:db8::10-2001:db8::1f" {
+		t.Errorf("IPv6: %s", got)
+	}
+}
+
 func TestNextGoesRoundOnce(t *testing.T) {
 	p, err := Parse("203.0.113.1-203.0.113.3,203.0.113.9")
 	if err != nil {
 		t.Fatal(err)
 	}
-	taken := map[string]bool{}
-	usable := func(a netip.Addr) bool { return !taken[a.String()] }
+	taken := &Set{}
+	all := func(netip.Addr) bool { return true }
 	var at netip.Addr
 	for _, want := range []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.9", "203.0.113.1"} {
-		got, ok := p.Next(at, usable)
+		got, ok := p.Next(at, taken, all)
 		if !ok || got.String() != want {
 			t.Fatalf("after %v: got %v, %v; want %s", at, got, ok, want)
 		}
 		at = got
 	}
-	taken["203.0.113.2"], taken["203.0.113.3"] = true, true
-	if got, _ := p.Next(at, usable); got.String() != "203.0.113.9" {
+	taken.Add(netip.MustParseAddr("203.0.113.2"))
+	taken.Add(netip.MustParseAddr("203.0.113.3"))
+	if got, _ := p.Next(at, taken, all); got.String() != "203.0.113.9" {
 		t.Errorf("passes over taken addresses: got %v", got)
 	}
 	asked := 0
-	if got, ok := p.Next(at, func(netip.Addr) bool { asked++; return false }); ok || asked != 4 {
-		t.Errorf("full pool: got %v, %v after %d questions, want none after 4", got, ok, asked)
+	no := func(netip.Addr) bool { asked++; return false }
+	if got, ok := p.Next(at, taken, no); ok || asked != 2 {
+		t.Errorf("full pool: got %v, %v after %d questions, want none after 2", got, ok, asked)
 	}
-	if _, ok := (Pool{}).Next(at, usable); ok {
+	for _, a := range []string{"203.0.113.1", "203.0.113.9", "203.0.113.4", "203.0.113.0"} {
+		taken.Add(netip.MustParseAddr(a))
+	}
+	if got, ok := p.Next(at, taken, all); ok {
+		t.Errorf("all are taken, and others around them: got %v", got)
+	}
+	taken = &Set{}
+	if _, ok := (Pool{}).Next(at, taken, all); ok {
 		t.Error("an empty pool has an address")
 	}
-	if got, _ := p.Next(netip.MustParseAddr("203.0.113.5"), usable); got.String() != "203.0.113.9" {
+	if got, _ := p.Next(netip.MustParseAddr("203.0.113.5"), taken, all); got.String() != "203.0.113.9" {
 		t.Errorf("after an address between spans: got %v", got)
 	}
-	if got, _ := p.Next(netip.MustParseAddr("2001:db8::1"), usable); got.String() != "203.0.113.1" {
+	if got, _ := p.Next(netip.MustParseAddr("2001:db8::1"), taken, all); got.String() != "203.0.113.1" {
 		t.Errorf("after an address beyond the pool: got %v", got)
 	}
 	edge, _ := Parse("255.255.255.255")
-	if got, ok := edge.Next(netip.MustParseAddr("255.255.255.255"), usable); !ok || got.String() != "255.255.255.255" {
+	if got, ok := edge.Next(netip.MustParseAddr("255.255.255.255"), taken, all); !ok || got.String() != "255.255.255.255" {
 		t.Errorf("the last address of all: got %v, %v", got, ok)
+	}
+	whole, _ := Parse("0.0.0.0/0")
+	if got, ok := whole.Next(netip.MustParseAddr("255.255.255.255"), taken, all); !ok || got.String() != "0.0.0.0" {
+		t.Errorf("round all there is: got %v, %v", got, ok)
+	}
+	asked = 0
+	huge, _ := Parse("2001:db8::/64")
+	if got, ok := huge.Next(netip.Addr{}, taken, no); ok || asked != mostUnusable {
+		t.Errorf("a pool that nobody can try whole: got %v, %v after %d", got, ok, asked)
+	}
+}
+
+// TestSet compares a set with a map, through many random changes.
+func TestSet(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	s, model := &Set{}, map[netip.Addr]bool{}
+	addr := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, byte(n)}) }
+	p := Pool{spans: []span{{addr(3), addr(255)}}}
+	for step := range 20000 {
+		a := addr(random.IntN(256))
+		if random.IntN(2) == 0 {
+			s.Add(a)
+			model[a] = true
+		} else {
+			s.Remove(a)
+			delete(model, a)
+		}
+		if b := addr(random.IntN(256)); s.Contains(b) != model[b] {
+			t.Fatalf("step %d: Contains(%s) = %v", step, b, !model[b])
+		}
+		runs := 0
+		for n := range 256 {
+			if model[addr(n)] && (n == 0 || !model[addr(n-1)]) {
+				runs++
+			}
+		}
+		if runs != len(s.runs) {
+			t.Fatalf("step %d: %d runs, want %d: %v", step, len(s.runs), runs, s.runs)
+		}
+		got, ok := p.Next(a, s, func(netip.Addr) bool { return true })
+		want, there := netip.Addr{}, false
+		for n, x := 0, p.following(a); n < 253 && !there; n, x = n+1, p.following(x) {
+			want, there = x, !model[x]
+		}
+		if ok != there || ok && got != want {
+			t.Fatalf("step %d: after %s: got %v, %v, want %v, %v", step, a, got, ok, want, there)
+		}
 	}
 }
 
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"", "203.0.113.56-203.0.113.62,2001:db8::/120", "0.0.0.0/0", "::/0", "1.2.3.4-1.2.3.4,,", "::-::ffff"} {
+	for _, s := range []string{"", "203.0.113.56-203.0.113.62,2001:db8::/120", "0.0.0.0/0", "::/0", "1.2.3.4-1.2.3.4,,", "::-::ffff", "1.2.3.0/24,!1.2.3.4", "!::/0,::/1"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -131,7 +210,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil || back.String() != p.String() {
 			t.Fatalf("%q prints as %q, which reads back as %q, %v", s, p, back, err)
 		}
-		if a, ok := p.Next(netip.Addr{}, func(netip.Addr) bool { return true }); ok != !p.Empty() || ok && !p.Contains(a) {
+		if a, ok := p.Next(netip.Addr{}, &Set{}, func(netip.Addr) bool { return true }); ok != !p.Empty() || ok && !p.Contains(a) {
 			t.Fatalf("%q: first address %v, %v", s, a, ok)
 		}
 	})
