@@ -2,7 +2,6 @@ package store
 
 import (
 	"fmt"
-	"net/netip"
 	"path/filepath"
 	"testing"
 
@@ -24,18 +23,16 @@ func BenchmarkEndpoint(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			var last netip.Addr
 			for i := range others {
-				e, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprintf("%064x", i)}, Want{Pool: p, After: last})
+				_, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprintf("%064x", i)}, Want{Pools: []pool.Pool{p}})
 				if err != nil {
 					b.Fatal(err)
 				}
-				last = e.External[0]
 			}
 			s.db.NoSync = false
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := s.CreateEndpoint(Endpoint{ID: "one"}, Want{Pool: p, After: last}); err != nil {
+				if _, err := s.CreateEndpoint(Endpoint{ID: "one"}, Want{Pools: []pool.Pool{p}}); err != nil {
 					b.Fatal(err)
 				}
 				if err := s.DeleteEndpoints("one"); err != nil {

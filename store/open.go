@@ -26,7 +26,7 @@ func open(path string) (_ *Store, err error) {
 		return nil, fmt.Errorf("store: open %s: %w", path, err)
 	}
 	s := &Store{db: db}
-	for _, check := range []func() error{s.complete, s.readable, s.consistent, s.prepare} {
+	for _, check := range []func() error{s.complete, s.readable, s.consistent, s.prepare, s.recallTaken} {
 		if err := check(); err != nil {
 			return nil, errors.Join(fmt.Errorf("store: open %s: %w", path, err), db.Close())
 		}
@@ -79,8 +79,24 @@ func (s *Store) readable() (err error) {
 	_, err = s.Networks()
 	_, err2 := s.Endpoints()
 	_, err3 := s.Claims()
-	if err := errors.Join(err, err2, err3); err != nil {
+	_, err4 := s.byAddress(reservedBucket)
+	_, err5 := all[Reservation](s, namesBucket)
+	if err := errors.Join(err, err2, err3, err4, err5); err != nil {
 		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return nil
+}
+
+// recallTaken fills the memory of taken addresses.
+func (s *Store) recallTaken() error {
+	for _, bucket := range [][]byte{claimsBucket, reservedBucket} {
+		m, err := s.byAddress(bucket)
+		if err != nil {
+			return err
+		}
+		for a := range m {
+			s.taken.Add(a)
+		}
 	}
 	return nil
 }
@@ -114,7 +130,9 @@ func recoverDamage(err *error) func() {
 // prepare makes what a new file lacks, and refuses one of a later program.
 func (s *Store) prepare() error {
 	return s.db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{metaBucket, networksBucket, endpointsBucket, claimsBucket, recentBucket} {
+		for _, name := range [][]byte{
+			metaBucket, networksBucket, endpointsBucket, claimsBucket, reservedBucket, namesBucket, recentBucket, cursorsBucket,
+		} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

@@ -8,7 +8,10 @@
 //	networks   network id → Network, JSON
 //	endpoints  endpoint id → Endpoint, JSON
 //	claims     external address, text → id of the endpoint that has it
-//	recent     network id/container's address → external address it had last
+//	reserved   external address, text → name of the reservation that keeps it
+//	names      name of a reservation → Reservation, JSON
+//	recent     network id/container's addresses → external addresses it had last
+//	cursors    pool, text → its address that was handed out last
 package store
 
 import (
@@ -19,6 +22,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/extip/extip/pool"
@@ -46,12 +50,46 @@ const (
 	EgressHost     Egress = "host"     // the host's address
 )
 
+// DAD says how an address is probed before it is taken: duplicate address
+// detection.
+type DAD string
+
+// DADs.
+const (
+	DADFast    DAD = "fast"    // 3 probes, 0.45 s
+	DADRFC5227 DAD = "rfc5227" // 4 to 7 s
+	DADOff     DAD = "off"
+)
+
+// Alias says where an external address is put.
+type Alias string
+
+// Aliases.
+const (
+	AliasParent Alias = "parent"
+	AliasLo     Alias = "lo"
+	AliasNone   Alias = "none" // the block is routed to this host
+)
+
+// Conflict says what is done about another host that uses an address, once it
+// was told and goes on: RFC 5227 §2.4 (c) and (b).
+type Conflict string
+
+// Conflicts.
+const (
+	ConflictKeep  Conflict = "keep"
+	ConflictYield Conflict = "yield"
+)
+
 // Network is one Docker network.
 type Network struct {
 	ID     string
 	Bridge string
 	// Parent is the host interface that carries the external addresses.
 	Parent string
+	// Follows: nobody named the parent; it is that of the default route,
+	// wherever that goes.
+	Follows bool `json:",omitempty"`
 	// Gateways are the bridge's own addresses, with the container subnets'
 	// prefix lengths; at most one per family.
 	Gateways []netip.Prefix
@@ -65,6 +103,11 @@ type Network struct {
 	Auto   bool
 	Source Source
 	Egress Egress
+	// DAD is how an address is probed before it is taken, Alias where it is
+	// put, Conflict what is done when somebody else uses it, too.
+	DAD      DAD
+	Alias    Alias
+	Conflict Conflict
 	// ICC lets the network's containers talk to each other directly.
 	ICC      bool
 	Internal bool
@@ -102,22 +145,17 @@ type Endpoint struct {
 	// External are the claimed addresses; the first of each family is the
 	// one that the container's own connections leave from.
 	External []netip.Addr
-	Source   Source
-	Egress   Egress
-	State    State
+	// Reservation is the name under which External is kept, "" for none.
+	Reservation string `json:",omitempty"`
+	Source      Source
+	Egress      Egress
+	// Detour: another network holds the container's default route, so it has
+	// to see its bridge as the client, whatever Source says.
+	Detour bool `json:",omitempty"`
+	State  State
 	// Name is the container's name, where the engine told it.
 	Name    string `json:",omitempty"`
 	Created time.Time
-}
-
-// TakenError says who has an address.
-type TakenError struct {
-	Address netip.Addr
-	Owner   Endpoint
-}
-
-func (e *TakenError) Error() string {
-	return fmt.Sprintf("%s is taken by %s", e.Address, e.Owner.Title())
 }
 
 // Title names an endpoint in a message, by the container's name if known.
@@ -135,39 +173,15 @@ func (e Endpoint) Title() string {
 // short is the form of an id that docker's own listings use.
 func short(id string) string { return id[:min(len(id), 12)] }
 
-// ExhaustedError says that a pool has no address left.
-type ExhaustedError struct {
-	Pool pool.Pool
-	// InUse addresses of the pool are claimed; Unusable ones can't be.
-	InUse, Unusable uint64
-}
-
-func (e *ExhaustedError) Error() string {
-	s := fmt.Sprintf("pool %s is exhausted: %d of %d addresses are in use", e.Pool, e.InUse, e.Pool.Size())
-	if e.Unusable > 0 {
-		s += fmt.Sprintf(", %d can't be used on this host", e.Unusable)
-	}
-	return s
-}
-
-// Want is the external addresses that a new endpoint is to have.
-type Want struct {
-	// Addresses were asked for by name.
-	Addresses []netip.Addr
-	// Pool, unless empty, is to give one more: the one that the container's
-	// address had last, or else the next usable one after After.
-	Pool  pool.Pool
-	After netip.Addr
-	// Usable tells whether this host can use an address of Pool.
-	Usable func(netip.Addr) bool
-}
-
 var (
 	metaBucket      = []byte("meta")
 	networksBucket  = []byte("networks")
 	endpointsBucket = []byte("endpoints")
 	claimsBucket    = []byte("claims")
+	reservedBucket  = []byte("reserved")
+	namesBucket     = []byte("names")
 	recentBucket    = []byte("recent")
+	cursorsBucket   = []byte("cursors")
 	schemaKey       = []byte("schema")
 )
 
@@ -176,6 +190,10 @@ var (
 type Store struct {
 	db    *bolt.DB
 	aside string
+	// mu is held while the file is written, and guards taken: the addresses
+	// that are claimed or reserved.
+	mu    sync.Mutex
+	taken pool.Set
 	// Intercept, if set, is asked before each write; its error is the
 	// write's. Tests make a disk full with it, or the program end.
 	Intercept func(what string) error
@@ -211,14 +229,14 @@ func (s *Store) Close() error { return s.db.Close() }
 
 // PutNetwork records a network, new or changed.
 func (s *Store) PutNetwork(n Network) error {
-	return s.update("put network "+short(n.ID), func(tx *bolt.Tx) error {
+	return s.update("put network "+short(n.ID), func(tx *transaction) error {
 		return put(tx, networksBucket, n.ID, n)
 	})
 }
 
 // DeleteNetwork forgets a network; one that is unknown is no error.
 func (s *Store) DeleteNetwork(id string) error {
-	return s.update("delete network "+short(id), func(tx *bolt.Tx) error {
+	return s.update("delete network "+short(id), func(tx *transaction) error {
 		prefix := []byte(id + "/")
 		c := tx.Bucket(recentBucket).Cursor()
 		for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Seek(prefix) {
@@ -233,79 +251,15 @@ func (s *Store) DeleteNetwork(id string) error {
 // Networks returns all networks.
 func (s *Store) Networks() ([]Network, error) { return all[Network](s, networksBucket) }
 
-// CreateEndpoint claims what is wanted and records the endpoint with it, both
-// or nothing; a record of the same endpoint, and its claims, give way. It returns the endpoint with its External addresses filled in, or
-// a *TakenError or *ExhaustedError.
-func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
-	err := s.update("create endpoint "+short(e.ID), func(tx *bolt.Tx) error {
-		if err := release(tx, e.ID); err != nil {
-			return err
-		}
-		claims := tx.Bucket(claimsBucket)
-		e.External = nil
-		for _, a := range want.Addresses {
-			if owner := claims.Get(key(a)); owner != nil {
-				taken := &TakenError{Address: a}
-				return errors.Join(get(tx, endpointsBucket, string(owner), &taken.Owner), taken)
-			}
-			e.External = append(e.External, a)
-		}
-		if !want.Pool.Empty() {
-			a, err := choose(tx, e, want)
-			if err != nil {
-				return err
-			}
-			e.External = append(e.External, a)
-		}
-		for _, a := range e.External {
-			if err := claims.Put(key(a), []byte(e.ID)); err != nil {
-				return err
-			}
-		}
-		return put(tx, endpointsBucket, e.ID, e)
-	})
-	return e, err
-}
-
-// choose picks a free address of the wanted pool, and remembers it: a container
-// that is started again, and gets its own address again, gets this one again.
-func choose(tx *bolt.Tx, e Endpoint, want Want) (netip.Addr, error) {
-	claims, recent := tx.Bucket(claimsBucket), tx.Bucket(recentBucket)
-	full := &ExhaustedError{Pool: want.Pool}
-	usable := func(a netip.Addr) bool {
-		switch {
-		case claims.Get(key(a)) != nil:
-			full.InUse++
-			return false
-		case want.Usable != nil && !want.Usable(a):
-			full.Unusable++
-			return false
-		}
-		return true
-	}
-	inside := []byte(e.Network + "/" + fmt.Sprint(e.Addresses))
-	a, err := netip.ParseAddr(string(recent.Get(inside)))
-	if err != nil || !want.Pool.Contains(a) || !usable(a) {
-		*full = ExhaustedError{Pool: want.Pool}
-		var ok bool
-		if a, ok = want.Pool.Next(want.After, usable); !ok {
-			return a, full
-		}
-	}
-	return a, recent.Put(inside, key(a))
-}
-
 // PutEndpoint records a change of an endpoint that is not one of its claims.
 func (s *Store) PutEndpoint(e Endpoint) error {
-	return s.update("put endpoint "+short(e.ID), func(tx *bolt.Tx) error {
-		return put(tx, endpointsBucket, e.ID, e)
-	})
+	return s.update("put endpoint "+short(e.ID), func(tx *transaction) error { return putEndpoint(tx, e) })
 }
 
 // RetireEndpoint releases an endpoint's claims and records that its link is all
 // that is left of it.
 func (s *Store) RetireEndpoint(e Endpoint) error {
-	return s.update("retire endpoint "+short(e.ID), func(tx *bolt.Tx) error {
+	return s.update("retire endpoint "+short(e.ID), func(tx *transaction) error {
 		if err := release(tx, e.ID); err != nil {
 			return err
 		}
@@ -317,7 +271,7 @@ func (s *Store) RetireEndpoint(e Endpoint) error {
 // DeleteEndpoints forgets endpoints and releases their claims, all in one
 // transaction; one that is unknown is no error.
 func (s *Store) DeleteEndpoints(ids ...string) error {
-	return s.update(fmt.Sprintf("delete %d endpoints", len(ids)), func(tx *bolt.Tx) error {
+	return s.update(fmt.Sprintf("delete %d endpoints", len(ids)), func(tx *transaction) error {
 		for _, id := range ids {
 			if err := release(tx, id); err != nil {
 				return err
@@ -330,54 +284,49 @@ func (s *Store) DeleteEndpoints(ids ...string) error {
 	})
 }
 
-// release gives up the claims of an endpoint, if it is known and has any.
-func release(tx *bolt.Tx, id string) error {
-	var e Endpoint
-	if err := get(tx, endpointsBucket, id, &e); err != nil {
-		return err
-	}
-	for _, a := range e.External {
-		if err := tx.Bucket(claimsBucket).Delete(key(a)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Endpoints returns all endpoints.
 func (s *Store) Endpoints() ([]Endpoint, error) { return all[Endpoint](s, endpointsBucket) }
 
-// Claims returns which endpoint has which address.
-func (s *Store) Claims() (map[netip.Addr]string, error) {
-	claims := map[netip.Addr]string{}
-	err := s.db.View(func(tx *bolt.Tx) error {
-		return forEach(tx, claimsBucket, func(k, v []byte) error {
-			a, err := netip.ParseAddr(string(k))
-			claims[a] = string(v)
-			return err
-		})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("store: read claims: %w", err)
-	}
-	return claims, nil
+// A transaction collects the addresses about which it may change whether they
+// are taken.
+type transaction struct {
+	*bolt.Tx
+	touched []netip.Addr
 }
 
-func key(a netip.Addr) []byte { return []byte(a.String()) }
-
-func (s *Store) update(what string, fn func(*bolt.Tx) error) error {
+func (s *Store) update(what string, fn func(*transaction) error) error {
 	if s.Intercept != nil {
 		if err := s.Intercept(what); err != nil {
 			return fmt.Errorf("store: %s: %w", what, err)
 		}
 	}
-	if err := s.db.Update(fn); err != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	free := map[netip.Addr]bool{}
+	err := s.db.Update(func(btx *bolt.Tx) error {
+		tx := &transaction{Tx: btx}
+		if err := fn(tx); err != nil {
+			return err
+		}
+		for _, a := range tx.touched {
+			free[a] = tx.isFree(a, "")
+		}
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("store: %s: %w", what, err)
+	}
+	for a, isFree := range free {
+		if isFree {
+			s.taken.Remove(a)
+		} else {
+			s.taken.Add(a)
+		}
 	}
 	return nil
 }
 
-func put(tx *bolt.Tx, bucket []byte, id string, v any) error {
+func put(tx *transaction, bucket []byte, id string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -60,6 +61,31 @@ func checkInvariants(t *testing.T, s *Store) {
 	if n != len(claims) {
 		t.Errorf("%d claims, %d addresses of endpoints", len(claims), n)
 	}
+	reserved, err := s.byAddress(reservedBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := all[Reservation](s, namesBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := map[netip.Addr]string{}
+	for _, r := range names {
+		for _, a := range r.Addresses {
+			kept[a] = r.Name
+		}
+	}
+	if !maps.Equal(kept, reserved) {
+		t.Errorf("reservations %v, their addresses %v", kept, reserved)
+	}
+	// What is remembered as taken is what a new start would read.
+	fresh := &Store{db: s.db}
+	if err := fresh.recallTaken(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(s.taken), fmt.Sprint(fresh.taken); got != want {
+		t.Errorf("taken are %s, want %s", got, want)
+	}
 }
 
 func parse(t *testing.T, s string) pool.Pool {
@@ -90,7 +116,7 @@ func TestSurvivesReopening(t *testing.T) {
 	if err := s.PutNetwork(n); err != nil {
 		t.Fatal(err)
 	}
-	e, err = s.CreateEndpoint(e, Want{Pool: n.Pool})
+	e, err = s.CreateEndpoint(e, Want{Pools: []pool.Pool{n.Pool}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,17 +166,23 @@ func TestClaims(t *testing.T) {
 	}
 	checkInvariants(t, s) // 57 is not left claimed
 
+	not57 := func(a netip.Addr) string {
+		if a == a57 {
+			return "is used by 02:00:00:00:00:01"
+		}
+		return ""
+	}
 	at := func(inside string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(inside)} }
-	e2, err := s.CreateEndpoint(Endpoint{ID: "e2", Addresses: at("172.31.0.3/16")}, Want{Pool: p, Usable: func(a netip.Addr) bool { return a != a57 }})
+	e2, err := s.CreateEndpoint(Endpoint{ID: "e2", Addresses: at("172.31.0.3/16")}, Want{Pools: []pool.Pool{p}, Unusable: not57})
 	if err != nil || len(e2.External) != 1 || e2.External[0].String() != "203.0.113.58" {
 		t.Fatalf("from the pool: %v, %v", e2.External, err)
 	}
-	_, err = s.CreateEndpoint(Endpoint{ID: "e3"}, Want{Pool: p, Usable: func(a netip.Addr) bool { return a != a57 }})
+	_, err = s.CreateEndpoint(Endpoint{ID: "e3"}, Want{Pools: []pool.Pool{p}, Unusable: not57})
 	var full *ExhaustedError
-	if !errors.As(err, &full) || full.InUse != 2 || full.Unusable != 1 {
+	if !errors.As(err, &full) || full.InUse != 2 || len(full.Unusable) != 1 {
 		t.Fatalf("a full pool: %v", err)
 	}
-	if want := "2 of 3 addresses are in use, 1 can't be used"; !strings.Contains(err.Error(), want) {
+	if want := "2 of 3 addresses are in use by mail, e2, 1 can't be used: 203.0.113.57 is used by 02:00:00:00:00:01"; !strings.Contains(err.Error(), want) {
 		t.Errorf("error %q lacks %q", err, want)
 	}
 
@@ -159,7 +191,7 @@ func TestClaims(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	e3, err := s.CreateEndpoint(Endpoint{ID: "e3", Addresses: at("172.31.0.4/16")}, Want{Pool: p, After: e2.External[0]})
+	e3, err := s.CreateEndpoint(Endpoint{ID: "e3", Addresses: at("172.31.0.4/16")}, Want{Pools: []pool.Pool{p}})
 	if err != nil || e3.External[0] != a57 {
 		t.Errorf("after %v: got %v, %v", e2.External, e3.External, err)
 	}
@@ -175,15 +207,13 @@ func TestClaims(t *testing.T) {
 func TestSameAddressAgain(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
 	p := parse(t, "203.0.113.56-203.0.113.59")
-	var last netip.Addr
 	create := func(id, network, inside string) string {
 		t.Helper()
-		e, err := s.CreateEndpoint(Endpoint{ID: id, Network: network, Addresses: []netip.Prefix{netip.MustParsePrefix(inside)}}, Want{Pool: p, After: last})
+		e, err := s.CreateEndpoint(Endpoint{ID: id, Network: network, Addresses: []netip.Prefix{netip.MustParsePrefix(inside)}}, Want{Pools: []pool.Pool{p}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		last = e.External[0]
-		return last.String()
+		return e.External[0].String()
 	}
 	for _, tt := range []struct{ remove, id, network, inside, want string }{
 		{"", "e1", "n1", "172.31.0.2/16", "203.0.113.56"},
@@ -217,6 +247,121 @@ func TestSameAddressAgain(t *testing.T) {
 	}
 }
 
+// TestReservation: who names a reservation gets its addresses, whatever came
+// between, and nobody else does.
+func TestReservation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "extip.db")
+	s := openTest(t, path)
+	pools := []pool.Pool{parse(t, "203.0.113.56-203.0.113.57"), parse(t, "2001:db8::56/127")}
+	serial := 0
+	create := func(reservation string, want Want) (Endpoint, error) {
+		serial++
+		want.Reservation = reservation
+		e, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprint("e", serial), Network: "n1", Addresses: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("172.31.0.%d/16", serial))}}, want)
+		if err == nil {
+			e.State = Published
+			err = s.PutEndpoint(e)
+		}
+		return e, err
+	}
+	mail, err := create("mail", Want{Pools: pools})
+	if got := fmt.Sprint(mail.External); err != nil || got != "[203.0.113.56 2001:db8::56]" {
+		t.Fatalf("first: %s, %v", got, err)
+	}
+	if _, err := create("mail", Want{Pools: pools}); !strings.Contains(fmt.Sprint(err), "203.0.113.56 is taken by endpoint e1") {
+		t.Errorf("at the same time: %v", err)
+	}
+	if err := s.DeleteEndpoints(mail.ID); err != nil {
+		t.Fatal(err)
+	}
+	other, err := create("", Want{Pools: pools})
+	if got := fmt.Sprint(other.External); err != nil || got != "[203.0.113.57 2001:db8::57]" {
+		t.Errorf("another one: %s, %v", got, err)
+	}
+	_, err = create("", Want{Pools: pools})
+	if full, ok := errors.AsType[*ExhaustedError](err); !ok || full.InUse != 1 || len(full.Reserved) != 1 ||
+		!strings.Contains(err.Error(), `in use by e3, 1 reserved as mail`) {
+		t.Errorf("exhausted: %v", err)
+	}
+	_, err = create("web", Want{Addresses: mail.External})
+	if reserved, ok := errors.AsType[*ReservedError](err); !ok || reserved.Name != "mail" || reserved.Address != mail.External[0] {
+		t.Errorf("asked for by another name: %v", err)
+	}
+	misfit := errors.New("not here")
+	if _, err := create("mail", Want{Pools: pools, Fits: func(netip.Addr) error { return misfit }}); !errors.Is(err, misfit) {
+		t.Errorf("where it doesn't fit: %v", err)
+	}
+	for range 2 {
+		again, err := create("mail", Want{Pools: pools})
+		if fmt.Sprint(again.External) != fmt.Sprint(mail.External) || err != nil {
+			t.Errorf("again: %v, %v", again.External, err)
+		}
+		if err := s.DeleteEndpoints(again.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Addresses that are asked for take the place of those reserved before.
+	asked, a57 := netip.MustParseAddr("203.0.113.99"), netip.MustParseAddr("203.0.113.57")
+	moved, err := create("mail", Want{Addresses: []netip.Addr{asked}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	free, err := create("", Want{Pools: pools[:1]})
+	if got := fmt.Sprint(free.External); err != nil || got != "[203.0.113.56]" {
+		t.Errorf("what is no longer reserved: %s, %v", got, err)
+	}
+	if err := s.DeleteEndpoints(moved.ID, free.ID, other.ID); err != nil {
+		t.Fatal(err)
+	}
+	both, err := create("mail", Want{Pools: pools})
+	if got := fmt.Sprint(both.External); err != nil || got != "[203.0.113.99 2001:db8::56]" {
+		t.Errorf("one of a family that it lacks: %s, %v", got, err)
+	}
+	// Who never got as far as being published reserves nothing.
+	failed, err := s.CreateEndpoint(Endpoint{ID: "failed", Network: "n9", State: Plumbed}, Want{Addresses: []netip.Addr{a57}, Reservation: "web"})
+	if err := errors.Join(err, s.DeleteEndpoints(failed.ID)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := create("", Want{Addresses: failed.External}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHandedOutInTurn: a pool that several networks share hands out the address
+// that was free longest, also after a restart.
+func TestHandedOutInTurn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "extip.db")
+	s, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := parse(t, "203.0.113.56-203.0.113.59")
+	for i, want := range []string{"203.0.113.56", "203.0.113.57", "203.0.113.58", "203.0.113.59", "203.0.113.56"} {
+		if upcoming, err := s.Upcoming(p, 9, func(netip.Addr) bool { return true }); err != nil || len(upcoming) != 4 || upcoming[0].String() != want {
+			t.Errorf("upcoming: %v, %v; want four from %s", upcoming, err, want)
+		}
+		e := Endpoint{ID: "e", Network: fmt.Sprint("n", i), Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.2/16")}}
+		got, err := s.CreateEndpoint(e, Want{Pools: []pool.Pool{p}})
+		if err != nil || got.External[0].String() != want {
+			t.Errorf("got %v, %v, want %s", got.External, err, want)
+		}
+		if err := errors.Join(s.DeleteEndpoints("e"), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = Open(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prefer := netip.MustParseAddr("203.0.113.59")
+	got, err := s.CreateEndpoint(Endpoint{ID: "e", Network: "n"}, Want{Pools: []pool.Pool{p}, Prefer: []netip.Addr{prefer}})
+	if err != nil || got.External[0] != prefer {
+		t.Errorf("preferred: %v, %v", got.External, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestParallelClaimsAreUnique(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
 	p := parse(t, "203.0.113.0/27")
@@ -224,7 +369,7 @@ func TestParallelClaimsAreUnique(t *testing.T) {
 	var full sync.Map
 	for i := range 40 {
 		wg.Go(func() {
-			_, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprint("e", i)}, Want{Pool: p})
+			_, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprint("e", i)}, Want{Pools: []pool.Pool{p}})
 			if err != nil {
 				full.Store(i, err)
 			}
