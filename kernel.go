@@ -42,7 +42,7 @@ func open(c config, log logrus.FieldLogger) (kernel, error) {
 		return kernel{}, err
 	}
 	k := kernel{
-		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Announcer: announcer},
+		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Neighbours: announcer},
 		host:   host, announcer: announcer,
 	}
 	switch c.backend {
@@ -128,6 +128,7 @@ func (k kernel) watch(d *driver.Driver) ([]func(context.Context) error, error) {
 	}
 	runs := []func(context.Context) error{
 		func(ctx context.Context) error { return network.Run(ctx, d.NetworkChanged) },
+		func(ctx context.Context) error { return k.announcer.Run(ctx, d.Conflict) },
 		func(ctx context.Context) error {
 			return (&firewalld.Watcher{}).Run(ctx, func() { d.HintRules("firewalld") })
 		},

@@ -18,7 +18,7 @@ var mayImport = map[string][]string{
 	"announce":          {},
 	"driver":            {"announce", "link", "nat", "pool", "store"},
 	"e2e/probe":         {},
-	"internal/hosttest": {"link", "nat"},
+	"internal/hosttest": {"announce", "link", "nat"},
 	"internal/natlab":   {"internal/nettest", "nat"},
 	"internal/nattest":  {"internal/nettest", "nat"},
 	"internal/nettest":  {},

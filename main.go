@@ -96,7 +96,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 	for _, watch := range watchers {
 		group.Go(func() error { return watch(ctx) })
 	}
-	group.Go(func() error { return kernel.announcer.Run(ctx) })
+	group.Go(func() error { return d.Tend(ctx) })
 	group.Go(func() error { return onHangup(ctx, func() { d.Hint("SIGHUP") }) })
 	if c.engineSocket != "" {
 		group.Go(func() error { return d.Audit(ctx, driver.NewEngineSocket(c.engineSocket)) })

@@ -44,20 +44,35 @@ type Driver struct {
 	endpoints map[string]*endpoint
 	// subnets are the containers', by network; no external address is in one.
 	subnets map[string][]netip.Prefix
+	// parents are those that networks' packets have to leave by, by network;
+	// uplinks is what those need where the host has several. uplinking is
+	// held while that is made out.
+	parents   map[string]string
+	uplinks   map[string]link.Uplink
+	uplinking sync.Mutex
 	// inside and links find an endpoint by its container's address and by
 	// the host's end of its veth pair.
 	inside map[insideKey]*endpoint
 	links  map[string]*endpoint
 
-	// publishing guards published, the addresses that may be on a parent.
+	// publishing guards published, the addresses that may be on an interface.
 	publishing sync.Mutex
-	published  map[netip.Addr]*endpoint
+	published  map[netip.Addr]publication
 
 	// retired are endpoints of which the link is still to go; guarded by mu.
 	// wake says that there are some, to Retire, if that is running.
 	retired  map[*endpoint]bool
 	wake     chan struct{}
 	retiring atomic.Bool
+
+	// segments is what is known of the wires. waiting are endpoints with
+	// withheld addresses; guarded by mu.
+	segments *segments
+	waiting  map[*endpoint]bool
+	// What Tend is asked for: networks whose pools to probe ahead, withheld
+	// addresses, endpoints to look at.
+	untended, withheldAgain chan string
+	detours                 chan look
 
 	reconciling sync.Mutex
 	repairs     int // since the start; guarded by reconciling
@@ -82,8 +97,9 @@ type network struct {
 	rec store.Network
 	// known is false before the record is written and after it is deleted.
 	known bool
-	// cursor is the pool's address that was handed out last.
-	cursor netip.Addr
+	// ahead is the addresses of the pool that are probed, or being probed,
+	// before they are asked for; guarded by Driver.mu.
+	ahead []netip.Addr
 	// gateways of the host's routes must never be external addresses.
 	gateways []netip.Addr
 }
@@ -97,6 +113,14 @@ type endpoint struct {
 	known bool
 	// changed is when a call last set about changing it in the kernel.
 	changed time.Time
+	// want is what was claimed, and probe asks whether anybody else has it;
+	// nil if a plugin that is no more has claimed it.
+	want  store.Want
+	probe *probe
+	// withheld says of addresses why they are not on their parent now.
+	withheld map[netip.Addr]string
+	// routed: the engine said that it holds its container's default route.
+	routed bool
 }
 
 // New returns a Driver with what the store remembers. Call Restore before it
@@ -104,10 +128,12 @@ type endpoint struct {
 func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*Driver, error) {
 	d := &Driver{
 		kernel: k, store: s, defaults: defaults, log: log,
-		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{},
+		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{}, parents: map[string]string{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
 		retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
-		published: map[netip.Addr]*endpoint{}, hints: make(chan string, 1), ruleHints: make(chan string, 1), joined: make(chan struct{}, 1),
+		segments: newSegments(), waiting: map[*endpoint]bool{},
+		untended: make(chan string, 64), withheldAgain: make(chan string, 1), detours: make(chan look, 4096),
+		published: map[netip.Addr]publication{}, hints: make(chan string, 1), ruleHints: make(chan string, 1), joined: make(chan struct{}, 1),
 	}
 	networks, err := s.Networks()
 	if err != nil {
@@ -115,7 +141,8 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 	}
 	for _, n := range networks {
 		d.networks[n.ID] = &network{rec: n, known: true}
-		d.subnets[n.ID] = natNetwork(n).Subnets
+		d.subnets[n.ID] = subnets(n)
+		d.parents[n.ID] = uplinkOf(n)
 	}
 	endpoints, err := s.Endpoints()
 	if err != nil {
@@ -126,7 +153,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 		d.endpoints[e.id] = e
 		d.remember(e)
 		if rec.State != store.Plumbed {
-			d.markPublished(e)
+			d.markPublished(e, aliasLink(d.networks[e.network].rec))
 		}
 	}
 	return d, nil
@@ -151,6 +178,7 @@ func (d *Driver) forgetEndpoint(e *endpoint) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.retired, e)
+	delete(d.waiting, e)
 	remove(d.endpoints, e.id, e)
 	remove(d.links, host, e)
 	for _, p := range e.rec.Addresses {
@@ -158,14 +186,27 @@ func (d *Driver) forgetEndpoint(e *endpoint) {
 	}
 }
 
+// A publication is whose address may be on which interface, if on any.
+type publication struct {
+	e  *endpoint
+	on string
+}
+
 // markPublished says, before the kernel is changed, that an endpoint's
-// addresses may be on its parent.
-func (d *Driver) markPublished(e *endpoint) {
+// addresses may be on an interface.
+func (d *Driver) markPublished(e *endpoint, on string) {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
 	for _, a := range e.rec.External {
-		d.published[a] = e
+		d.published[a] = publication{e, on}
 	}
+}
+
+// publisher is the endpoint that may have an address published; nil if none has.
+func (d *Driver) publisher(a netip.Addr) *endpoint {
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	return d.published[a].e
 }
 
 // markWithdrawn says, after the kernel was changed, that they no longer are.
@@ -173,7 +214,9 @@ func (d *Driver) markWithdrawn(e *endpoint) {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
 	for _, a := range e.rec.External {
-		remove(d.published, a, e)
+		if d.published[a].e == e {
+			delete(d.published, a)
+		}
 	}
 }
 
@@ -251,12 +294,19 @@ func (d *Driver) endpointsOf(id string) []*endpoint {
 func short(id string) string { return id[:min(len(id), 12)] }
 
 // natNetwork is a network as the NAT rules know it.
-func natNetwork(n store.Network) nat.Network {
-	out := nat.Network{ID: short(n.ID), Bridge: n.Bridge, Parent: n.Parent, Internal: n.Internal}
+func (d *Driver) natNetwork(n store.Network) nat.Network {
+	d.mu.Lock()
+	mark := d.uplinks[uplinkOf(n)].Mark
+	d.mu.Unlock()
+	return nat.Network{ID: short(n.ID), Bridge: n.Bridge, Parent: n.Parent, Internal: n.Internal, Mark: mark, Subnets: subnets(n)}
+}
+
+// subnets are a network's container subnets.
+func subnets(n store.Network) (list []netip.Prefix) {
 	for _, g := range n.Gateways {
-		out.Subnets = append(out.Subnets, g.Masked())
+		list = append(list, g.Masked())
 	}
-	return out
+	return list
 }
 
 // flows are those by which connection tracking knows an endpoint.
@@ -280,7 +330,7 @@ func mappings(e store.Endpoint) []nat.Mapping {
 			}
 			out = append(out, nat.Mapping{
 				Endpoint: short(e.ID), External: ext, Internal: in.Addr(),
-				Gateway: e.Source == store.SourceGateway, Egress: egress,
+				Gateway: e.Source == store.SourceGateway || e.Detour, Egress: egress,
 			})
 			egress = false
 		}

@@ -46,7 +46,7 @@ func (l *lab) start() {
 	s.Intercept = l.host.Intercept
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	k := Kernel{Links: l.host, Addresses: l.host, Settings: l.host, Announcer: l.host, NAT: l.host.NAT()}
+	k := Kernel{Links: l.host, Addresses: l.host, Settings: l.host, Neighbours: l.host, NAT: l.host.NAT()}
 	l.Driver, err = New(k, s, Defaults{}, log)
 	if err == nil {
 		err = l.Restore()
@@ -277,7 +277,7 @@ func TestAddresses(t *testing.T) {
 		{"e1", "", "203.0.113.56"},
 		{"e2", "none", ""},
 		{"e3", "auto", "203.0.113.58"}, // 57 is the host's own
-		{"e4", "", "2 of 3 addresses are in use, 1 can't be used"},
+		{"e4", "", "2 of 3 addresses are in use by e1, e3, 1 can't be used: 203.0.113.57 is this host's own"},
 		{"e5", "203.0.113.60, 203.0.113.61", "203.0.113.60,203.0.113.61"},
 		{"e6", "203.0.113.60", "extip.address=203.0.113.60: 203.0.113.60 is taken by endpoint e5 172.31.0.5"},
 		{"e7", "203.0.113.10", "extip.address=203.0.113.10: it is this host's own"},
@@ -289,7 +289,7 @@ func TestAddresses(t *testing.T) {
 		{"ec", "web", `extip.address=web: "web" is no address`},
 		{"ed", "none,auto", "stand alone"},
 		{"ee", "203.0.113.70,203.0.113.70", "twice"},
-		{"ef", "2001:db8::1", "not supported"},
+		{"ef", "2001:db8::1", "needs a subnet of its family, and the network has only 172.31.0.1/16"},
 		{"eg", "203.0.113.62,203.0.113.60", "is taken by"},
 	} {
 		before, claims := l.host.String(), l.claims()
@@ -341,21 +341,23 @@ func TestNetworkRefusals(t *testing.T) {
 		return r
 	}
 	for want, r := range map[string]*api.CreateNetworkRequest{
-		"extip.parent=eth9: no interface eth9":                                           request(nil, "extip.parent", "eth9"),
-		"extip.auto=perhaps: allowed are true and false":                                 request(nil, "extip.auto", "perhaps"),
-		"extip.source=me: allowed are client and gateway":                                request(nil, "extip.source", "me"),
-		"extip.pool=x: pool: \"x\" is no address":                                        request(nil, "extip.pool", "x"),
-		"extip.pool=172.32.0.9: it has addresses inside the container subnet":            request(nil, "extip.pool", "172.32.0.9"),
-		"extip.pool=2001:db8::/64: IPv6":                                                 request(nil, "extip.pool", "2001:db8::/64"),
-		"com.docker.network.driver.mtu=9: allowed are 68 to 65535":                       request(nil, "com.docker.network.driver.mtu", "9"),
-		"com.docker.network.bridge.name=a b: no interface":                               request(nil, "com.docker.network.bridge.name", "a b"),
-		"com.docker.network.bridge.name=br-web: it is the bridge of":                     request(nil, "com.docker.network.bridge.name", "br-web"),
-		"unknown option extip.parrent; on a network there are: extip.auto, extip.egress": request(nil, "extip.parrent", "br-ex"),
-		"extip.address can be set on: endpoint; on a network there are: ":                request(nil, "extip.address", "203.0.113.9"),
-		"IPv6 is not supported yet": request(func(r *api.CreateNetworkRequest) {
-			r.IPv6Data = []*api.IPAMData{{Pool: "2001:db8::/64", Gateway: "2001:db8::1/64"}}
-		}),
-		"there must be one IPv4 subnet, not 0": request(func(r *api.CreateNetworkRequest) { r.IPv4Data = nil }),
+		"extip.parent=eth9: interface eth9: ":                                           request(nil, "extip.parent", "eth9"),
+		"extip.parent=port0: it is a port of br-ex":                                     request(nil, "extip.parent", "port0"),
+		"extip.auto=perhaps: allowed are true and false":                                request(nil, "extip.auto", "perhaps"),
+		"extip.source=me: allowed are client and gateway":                               request(nil, "extip.source", "me"),
+		"extip.dad=on: allowed are fast, rfc5227 and off":                               request(nil, "extip.dad", "on"),
+		"extip.pool=x: pool: \"x\" is no address":                                       request(nil, "extip.pool", "x"),
+		"extip.pool=172.32.0.9: it has addresses inside the container subnet":           request(nil, "extip.pool", "172.32.0.9"),
+		"IPv6 addresses need a network with --ipv6":                                     request(nil, "extip.pool", "2001:db8::/64"),
+		"com.docker.network.driver.mtu=9: allowed are 68 to 65535":                      request(nil, "com.docker.network.driver.mtu", "9"),
+		"com.docker.network.bridge.name=a b: no interface":                              request(nil, "com.docker.network.bridge.name", "a b"),
+		"com.docker.network.bridge.name=br-web: it is the bridge of":                    request(nil, "com.docker.network.bridge.name", "br-web"),
+		"unknown option extip.parrent; on a network there are: extip.alias, extip.auto": request(nil, "extip.parrent", "br-ex"),
+		"extip.address can be set on: endpoint; on a network there are: ":               request(nil, "extip.address", "203.0.113.9"),
+		"IPv4 addresses need a network with an IPv4 subnet": request(func(r *api.CreateNetworkRequest) {
+			r.IPv4Data, r.IPv6Data = nil, []*api.IPAMData{{Pool: "2001:db8::/64", Gateway: "2001:db8::1/64"}}
+		}, "extip.pool", "203.0.113.9"),
+		"one IPv4 subnet, one IPv6 subnet, or one of each, not 0 and 0": request(func(r *api.CreateNetworkRequest) { r.IPv4Data = nil }),
 		"a network needs a subnet of its own": request(func(r *api.CreateNetworkRequest) {
 			r.IPv4Data[0] = &api.IPAMData{AddressSpace: "null", Pool: "0.0.0.0/0"}
 		}),

@@ -30,16 +30,16 @@ func (d *Driver) plumbing(n store.Network, e store.Endpoint) []step {
 	}}
 }
 
-// publication is what an endpoint needs from Join to Leave, in order. An alias
+// publicationSteps is what an endpoint needs from Join to Leave, in order. An alias
 // without its mapping would have the host itself answer on the external
-// address, so it comes after it and goes before it.
-func (d *Driver) publication(n store.Network, e store.Endpoint) []step {
-	forget := func() error { return d.kernel.Forget(flows(e)) }
+// address, so it comes after it and goes before it. e.mu is held.
+func (d *Driver) publicationSteps(n store.Network, e *endpoint) []step {
+	forget := func() error { return d.kernel.Forget(flows(e.rec)) }
 	released := step{name: "flows", undo: forget}
-	if len(e.External) == 0 {
+	if len(e.rec.External) == 0 {
 		return []step{released}
 	}
-	maps := mappings(e)
+	maps := mappings(e.rec)
 	var stuck []netip.Addr // aliases that would not go
 	steps := []step{
 		released,
@@ -48,20 +48,33 @@ func (d *Driver) publication(n store.Network, e store.Endpoint) []step {
 			do:   func() error { return d.kernel.NAT.Add(maps...) },
 			undo: func() error {
 				if len(stuck) > 0 {
-					return fmt.Errorf("kept, while %s is on %s", join(stuck), n.Parent)
+					return fmt.Errorf("kept, while %s is on %s", join(stuck), aliasLink(n))
 				}
 				return d.kernel.NAT.Remove(maps...)
 			},
 		},
 		{name: "flows from before", do: forget, once: true},
 	}
-	for _, a := range e.External {
+	if aliasLink(n) == "" {
+		return steps
+	}
+	for _, a := range e.rec.External {
 		steps = append(steps,
 			step{
 				name: "alias " + a.String(),
-				do:   func() error { return d.kernel.EnsureAlias(n.Parent, a) },
+				do: func() error {
+					if e.withheld[a] != "" {
+						return nil
+					}
+					err := d.kernel.EnsureAlias(aliasLink(n), a)
+					if errors.Is(err, link.ErrNoLink) {
+						d.withhold(e, a, "waits for "+n.Parent)
+						return nil
+					}
+					return err
+				},
 				undo: func() error {
-					err := d.kernel.RemoveAlias(n.Parent, a)
+					err := d.removeAlias(n, a)
 					if err != nil {
 						stuck = append(stuck, a)
 					}
@@ -69,15 +82,45 @@ func (d *Driver) publication(n store.Network, e store.Endpoint) []step {
 				},
 			},
 			step{name: "announcement of " + a.String(), do: func() error {
-				// A parent that is down has no neighbours to tell.
-				if err := d.kernel.Announce(n.Parent, a); err != nil {
-					d.log.WithField("external", a).WithError(err).Warn("not announced")
+				if e.withheld[a] == "" {
+					d.announce(n, a)
 				}
 				return nil
 			}},
 		)
 	}
 	return steps
+}
+
+// aliasLink is the interface that a network's external addresses are put on;
+// "" if they are not put anywhere.
+func aliasLink(n store.Network) string {
+	switch n.Alias {
+	case store.AliasLo:
+		return "lo"
+	case store.AliasNone:
+		return ""
+	default:
+		return n.Parent
+	}
+}
+
+// removeAlias takes an address away from where its network puts it; what the
+// neighbours say of it is heard no more.
+func (d *Driver) removeAlias(n store.Network, a netip.Addr) error {
+	if aliasLink(n) == "" {
+		return nil
+	}
+	d.kernel.Unwatch(n.Parent, a)
+	return d.kernel.RemoveAlias(aliasLink(n), a)
+}
+
+// announce tells the neighbours where an address is. A parent that is down has
+// none.
+func (d *Driver) announce(n store.Network, a netip.Addr) {
+	if err := d.kernel.Announce(n.Parent, a); err != nil {
+		d.log.WithField("external", a).WithError(err).Warn("not announced")
+	}
 }
 
 // CreateEndpoint claims the external addresses and makes the veth pair.
@@ -117,12 +160,8 @@ func (d *Driver) addEndpoint(n *network, e *endpoint, r *api.CreateEndpointReque
 	if rec, err = d.claim(n, rec, want); err != nil {
 		return nil, refusal(err)
 	}
-	if !want.Pool.Empty() {
-		d.mu.Lock()
-		n.cursor = rec.External[len(rec.External)-1]
-		d.mu.Unlock()
-	}
 	e.rec, e.known, e.changed = rec, true, time.Now()
+	e.want, e.probe = want, d.probe(n.rec, rec.External)
 	d.remember(e)
 	if err := up(d.plumbing(n.rec, rec)); err != nil {
 		return nil, errors.Join(err, d.removeEndpoint(n, e))
@@ -135,17 +174,6 @@ func (d *Driver) addEndpoint(n *network, e *endpoint, r *api.CreateEndpointReque
 		answer.Interface.MacAddress = rec.MAC
 	}
 	return answer, nil
-}
-
-// refusal words the store's answer for the person who typed docker run.
-func refusal(err error) error {
-	if taken, ok := errors.AsType[*store.TakenError](err); ok {
-		return fmt.Errorf("extip.address=%s: %w", taken.Address, taken)
-	}
-	if full, ok := errors.AsType[*store.ExhaustedError](err); ok {
-		return fmt.Errorf("extip.pool: %w", full)
-	}
-	return err
 }
 
 // endpointRecord makes a record, and what it wants claimed, of what the engine
@@ -170,71 +198,32 @@ func (d *Driver) endpointRecord(n *network, r *api.CreateEndpointRequest) (store
 	if r.Interface == nil {
 		return e, store.Want{}, errors.New("the engine gave no address: a network needs an IPAM driver that does")
 	}
-	address, err := netip.ParsePrefix(r.Interface.Address)
-	if err != nil || !slices.ContainsFunc(n.rec.Gateways, func(g netip.Prefix) bool { return g.Contains(address.Addr()) }) {
-		return e, store.Want{}, fmt.Errorf("address %q is not of the network's subnet: a network needs an IPAM driver that gives one", r.Interface.Address)
+	for _, text := range []string{r.Interface.Address, r.Interface.AddressIPv6} {
+		if text == "" {
+			continue
+		}
+		address, err := netip.ParsePrefix(text)
+		if err != nil || !slices.ContainsFunc(n.rec.Gateways, func(g netip.Prefix) bool { return g.Contains(address.Addr()) }) {
+			return e, store.Want{}, fmt.Errorf("address %q is not of the network's subnets %s", text, join(n.rec.Gateways))
+		}
+		e.Addresses = append(e.Addresses, address)
 	}
-	e.Addresses = []netip.Prefix{address}
+	if len(e.Addresses) == 0 {
+		return e, store.Want{}, errors.New("the engine gave no address: a network needs an IPAM driver that does")
+	}
 	if e.MAC = r.Interface.MacAddress; e.MAC == "" {
 		e.MAC = link.MAC(e.Addresses).String()
 	}
-	want, err := d.want(n, o)
+	want, err := d.want(n, e, o)
 	return e, want, err
 }
 
-// want says which external addresses an endpoint is to have.
-func (d *Driver) want(n *network, o endpointOptions) (store.Want, error) {
-	switch {
-	case o.none:
-		return store.Want{}, nil
-	case n.rec.Internal && (o.auto || len(o.addresses) > 0):
-		return store.Want{}, errors.New("extip.address: an --internal network has no external addresses")
-	case n.rec.Internal:
-		return store.Want{}, nil
-	}
-	for _, a := range o.addresses {
-		reason, err := d.unusable(n, a)
-		if err != nil {
-			return store.Want{}, err
-		}
-		if reason != "" {
-			return store.Want{}, fmt.Errorf("extip.address=%s: it %s", a, reason)
-		}
-	}
-	want := store.Want{Addresses: o.addresses}
-	if len(o.addresses) == 0 && (o.auto || n.rec.Auto) {
-		if o.auto && n.rec.Pool.Empty() {
-			return want, errors.New("extip.address=auto: the network has no extip.pool")
-		}
-		d.mu.Lock()
-		want.Pool, want.After = n.rec.Pool, n.cursor
-		d.mu.Unlock()
-		want.Usable = func(a netip.Addr) bool {
-			reason, err := d.unusable(n, a)
-			return err == nil && reason == ""
-		}
-	}
-	return want, nil
-}
-
-// unusable says why an address can't be an external one on this host, as the
-// end of a sentence about it; "" if it can. Its cost grows with the number of
-// networks, not with that of addresses.
-func (d *Driver) unusable(n *network, a netip.Addr) (string, error) {
-	switch {
-	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast():
-		return "is not an address that others can connect to", nil
-	case slices.Contains(n.gateways, a):
-		return "is a gateway of this host", nil
-	}
-	if subnet := d.containerSubnet(a); subnet.IsValid() {
-		return fmt.Sprintf("is inside the container subnet %s", subnet), nil
-	}
-	return d.kernel.Unusable(n.rec.Parent, a)
-}
-
-// Join publishes the endpoint and tells the engine which link to take.
+// Join publishes the endpoint, once it is known that nobody else has its
+// addresses, and tells the engine which link to take.
 func (d *Driver) Join(r *api.JoinRequest) (*api.JoinResponse, error) {
+	if err := d.settle(r.NetworkID, r.EndpointID); err != nil {
+		return nil, err
+	}
 	n, err := d.enter(r.NetworkID)
 	if err != nil {
 		return nil, err
@@ -255,11 +244,22 @@ func (d *Driver) Join(r *api.JoinRequest) (*api.JoinResponse, error) {
 	_, peer := link.VethNames(e.rec.ID)
 	answer := &api.JoinResponse{InterfaceName: api.InterfaceName{SrcName: peer, DstPrefix: "eth"}}
 	if !n.rec.Internal {
-		for _, g := range n.rec.Gateways {
-			answer.Gateway = g.Addr().String()
+		answer.Gateway, answer.GatewayIPv6 = gatewayOf(n.rec, true), gatewayOf(n.rec, false)
+		if len(e.rec.External) > 0 && !e.routed {
+			d.lookLater(e)
 		}
 	}
 	return answer, nil
+}
+
+// gatewayOf is a network's gateway of a family, "" if it has none.
+func gatewayOf(n store.Network, v4 bool) string {
+	for _, g := range n.Gateways {
+		if g.Addr().Is4() == v4 {
+			return g.Addr().String()
+		}
+	}
+	return ""
 }
 
 // lockLiving finds an endpoint that the engine has not deleted, and locks it.
@@ -280,8 +280,8 @@ func (d *Driver) publish(n *network, e *endpoint) error {
 	if err := d.setState(e, store.Published); err != nil {
 		return err
 	}
-	d.markPublished(e)
-	if err := up(d.publication(n.rec, e.rec)); err != nil {
+	d.markPublished(e, aliasLink(n.rec))
+	if err := up(d.publicationSteps(n.rec, e)); err != nil {
 		return errors.Join(err, d.unpublish(n, e))
 	}
 	return nil
@@ -294,10 +294,12 @@ func (d *Driver) unpublish(n *network, e *endpoint) error {
 		return nil
 	}
 	e.changed = time.Now()
-	if err := down(d.publication(n.rec, e.rec)); err != nil {
+	if err := down(d.publicationSteps(n.rec, e)); err != nil {
 		return err
 	}
 	d.markWithdrawn(e)
+	d.keepClear(n.rec, e)
+	e.withheld = nil
 	return d.setState(e, store.Plumbed)
 }
 
@@ -356,31 +358,6 @@ func (d *Driver) removeEndpoint(n *network, e *endpoint) error {
 	return nil
 }
 
-// ProgramExternalConnectivity says that the endpoint now holds the container's
-// default route. Its address works since Join whoever holds it; what is left is
-// to refuse an endpoint that has not joined.
-func (d *Driver) ProgramExternalConnectivity(r *api.ProgramExternalConnectivityRequest) error {
-	n, err := d.enter(r.NetworkID)
-	if err != nil {
-		return err
-	}
-	defer n.mu.RUnlock()
-	e, err := d.lockLiving(r.EndpointID)
-	if err != nil {
-		return err
-	}
-	defer e.mu.Unlock()
-	if e.rec.State == store.Published {
-		return nil
-	}
-	return d.publish(n, e)
-}
-
-// RevokeExternalConnectivity says that another network of the container holds
-// its default route from now on, or that a Leave follows. The first must not
-// cut off whoever is connected, and the second does its own work.
-func (d *Driver) RevokeExternalConnectivity(*api.RevokeExternalConnectivityRequest) error { return nil }
-
 // EndpointInfo tells what an endpoint has. It never fails: engines before 28
 // give the container up if it does.
 func (d *Driver) EndpointInfo(r *api.InfoRequest) (*api.InfoResponse, error) {
@@ -394,6 +371,12 @@ func (d *Driver) EndpointInfo(r *api.InfoRequest) (*api.InfoResponse, error) {
 			"extip.bridge":   n.rec.Bridge,
 			"extip.veth":     host,
 			"extip.state":    string(e.rec.State),
+		}
+		for a, why := range e.withheld {
+			info.Value["extip.withheld."+a.String()] = why
+		}
+		if e.rec.Reservation != "" {
+			info.Value["extip.reservation"] = e.rec.Reservation
 		}
 		return nil
 	})

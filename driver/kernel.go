@@ -1,8 +1,11 @@
 package driver
 
 import (
+	"context"
+	"net"
 	"net/netip"
 
+	"github.com/extip/extip/announce"
 	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
 )
@@ -20,10 +23,11 @@ type Links interface {
 	HasLink(name string) (bool, error)
 }
 
-// Addresses puts external addresses on their parent.
+// Addresses puts external addresses on their parent, or on lo.
 type Addresses interface {
-	EnsureAlias(parent string, a netip.Addr) error
-	RemoveAlias(parent string, a netip.Addr) error
+	// EnsureAlias returns link.ErrNoLink if the interface doesn't exist.
+	EnsureAlias(on string, a netip.Addr) error
+	RemoveAlias(on string, a netip.Addr) error
 	// Unusable says why a can't be an external address on parent, "" if it can.
 	Unusable(parent string, a netip.Addr) (string, error)
 	// Gateways are the next hops of the host's routes.
@@ -32,18 +36,34 @@ type Addresses interface {
 	Forget(link.Flows) error
 }
 
-// Settings are the host's own.
+// Settings are the host's own. Those that change some return them, as
+// "net.ipv4.ip_forward=1".
 type Settings interface {
 	DefaultParent() (string, error)
-	// MTU of an interface, in bytes; an error if there is no such interface.
-	MTU(name string) (int, error)
-	// EnableForwarding lets the host route, and tells whether it did not before.
-	EnableForwarding() (changed bool, err error)
+	// Parent returns link.ErrNoLink if there is no such interface.
+	Parent(name string) (link.ParentInfo, error)
+	// EnableForwarding lets the host route, as it did or did not before.
+	EnableForwarding(parent string, of link.Families) (changed []string, err error)
+	// SettleARP keeps other interfaces from answering for addresses on parent.
+	SettleARP(parent string) (changed []string, err error)
+	// ARPTrouble says why neighbours on parent get no answer for addresses
+	// that are put on an interface, "" if they do.
+	ARPTrouble(parent, on string) (string, error)
+	// SyncUplinks has packets with a mark leave by their parent, and returns
+	// what those parents need that are not the host's only way out.
+	SyncUplinks(parents []string) (needs map[string]link.Uplink, changed []string, err error)
 }
 
-// Announcer tells neighbours where an address is now, without waiting for them.
-type Announcer interface {
+// Neighbours are the other hosts on a parent's segment. All but Probe don't
+// wait for them.
+type Neighbours interface {
+	// Probe returns which addresses somebody else has, by their MAC.
+	Probe(ctx context.Context, parent string, addrs []netip.Addr, how announce.Timing) (map[netip.Addr]net.HardwareAddr, error)
+	// Announce tells them where an address is, and from then on defends it.
 	Announce(parent string, a netip.Addr) error
+	// Watch listens to what they say of an address, until Unwatch.
+	Watch(parent string, a netip.Addr) error
+	Unwatch(parent string, a netip.Addr)
 }
 
 // Kernel is all that the driver changes outside of its store.
@@ -51,6 +71,6 @@ type Kernel struct {
 	Links
 	Addresses
 	Settings
-	Announcer
+	Neighbours
 	NAT nat.Backend
 }

@@ -17,16 +17,13 @@ func (d *Driver) networkSteps(n store.Network) []step {
 	bridge := link.Bridge{Name: n.Bridge, Owner: n.ID, Note: networkNote(n), Addresses: n.Gateways, MTU: n.MTU}
 	return []step{
 		{name: "enable forwarding", do: func() error {
-			changed, err := d.kernel.EnableForwarding()
-			if changed && err == nil {
-				d.log.Warn("net.ipv4.ip_forward was off; it is on now, and stays on")
-			}
-			return err
+			return d.settings(d.kernel.EnableForwarding(n.Parent, link.FamiliesOf(n.Gateways)))
 		}},
+		{name: "neighbours of the parent", do: func() error { return d.quietOthers(n) }},
 		{
 			name: "rules of the network",
-			do:   func() error { return d.kernel.NAT.AddNetwork(natNetwork(n)) },
-			undo: func() error { return d.kernel.NAT.RemoveNetwork(natNetwork(n)) },
+			do:   func() error { return d.kernel.NAT.AddNetwork(d.natNetwork(n)) },
+			undo: func() error { return d.kernel.NAT.RemoveNetwork(d.natNetwork(n)) },
 		},
 		{
 			name: "bridge",
@@ -34,6 +31,33 @@ func (d *Driver) networkSteps(n store.Network) []step {
 			undo: func() error { return d.kernel.RemoveBridge(bridge) },
 		},
 	}
+}
+
+// settings tells of settings of the host that had to be changed.
+func (d *Driver) settings(changed []string, err error) error {
+	for _, what := range changed {
+		d.log.WithField("setting", what).Warn("set on this host, where it stays")
+	}
+	return err
+}
+
+// quietOthers keeps other interfaces on the parent's segment from answering
+// for external addresses, and says if the parent itself won't.
+func (d *Driver) quietOthers(n store.Network) error {
+	if n.Internal || aliasLink(n) == "" {
+		return nil
+	}
+	err := d.settings(d.kernel.SettleARP(n.Parent))
+	if err == nil {
+		var why string
+		if why, err = d.kernel.ARPTrouble(n.Parent, aliasLink(n)); why != "" {
+			d.log.WithField("network", short(n.ID)).WithField("parent", n.Parent).Warnf("neighbours can't reach external addresses: %s", why)
+		}
+	}
+	if errors.Is(err, link.ErrNoLink) {
+		return nil // its addresses wait for it
+	}
+	return err
 }
 
 // CreateNetwork records a network and makes its bridge. A network that is
@@ -93,14 +117,19 @@ func (d *Driver) addNetwork(n *network, rec store.Network) error {
 	}
 	n.rec, n.known, n.gateways = rec, true, gateways
 	d.mu.Lock()
-	d.subnets[rec.ID] = natNetwork(rec).Subnets
+	d.subnets[rec.ID] = subnets(rec)
+	d.parents[rec.ID] = uplinkOf(rec)
 	d.mu.Unlock()
+	if _, err := d.syncUplinks(); err != nil {
+		return errors.Join(err, d.removeNetwork(n))
+	}
 	if err := up(d.networkSteps(rec)); err != nil {
 		if errors.Is(err, link.ErrNotOurs) {
 			err = fmt.Errorf("com.docker.network.bridge.name=%s: %w", rec.Bridge, err)
 		}
 		return errors.Join(err, d.removeNetwork(n))
 	}
+	d.tend(rec.ID)
 	return nil
 }
 
@@ -141,7 +170,8 @@ func (d *Driver) removeNetwork(n *network) error {
 		return err
 	}
 	d.forgetNetwork(n.rec.ID, n)
-	return nil
+	_, err := d.syncUplinks()
+	return err
 }
 
 func (d *Driver) forgetNetwork(id string, n *network) {
@@ -150,6 +180,7 @@ func (d *Driver) forgetNetwork(id string, n *network) {
 	defer d.mu.Unlock()
 	remove(d.networks, id, n)
 	delete(d.subnets, id)
+	delete(d.parents, id)
 }
 
 // networkRecord makes a record of what the engine asks for, or says what is
@@ -167,24 +198,16 @@ func (d *Driver) networkRecord(r *api.CreateNetworkRequest) (store.Network, erro
 	n := store.Network{
 		ID: r.NetworkID, Bridge: o.bridge, Parent: o.parent, MTU: o.mtu, Pool: o.pool,
 		Auto: o.auto, Source: o.source, Egress: o.egress, ICC: o.icc, Internal: internal,
-	}
-	switch {
-	case internal && !n.Pool.Empty():
-		return n, fmt.Errorf("extip.pool=%s: an --internal network has no external addresses", n.Pool)
-	case !internal && n.Pool.Empty():
-		n.Pool = d.defaults.Pool
+		DAD: o.dad, Alias: o.alias, Conflict: o.conflict,
 	}
 	if n.Bridge == "" {
 		n.Bridge = link.BridgeName(n.ID)
 	}
-	if n.Gateways, err = d.gateways(r); err != nil {
+	if err := gateways(&n, r); err != nil {
 		return n, err
 	}
-	n.AddressSpace = r.IPv4Data[0].AddressSpace
-	for _, g := range n.Gateways {
-		if n.Pool.Overlaps(g) {
-			return n, fmt.Errorf("extip.pool=%s: it has addresses inside the container subnet %s", n.Pool, g.Masked())
-		}
+	if err := d.choosePool(&n); err != nil {
+		return n, err
 	}
 	if err := d.chooseParent(&n); err != nil {
 		return n, err
@@ -193,24 +216,54 @@ func (d *Driver) networkRecord(r *api.CreateNetworkRequest) (store.Network, erro
 }
 
 // gateways reads the bridge's own addresses from the engine's address data.
-func (d *Driver) gateways(r *api.CreateNetworkRequest) ([]netip.Prefix, error) {
-	if len(r.IPv6Data) > 0 {
-		return nil, errors.New("--ipv6: IPv6 is not supported yet")
+func gateways(n *store.Network, r *api.CreateNetworkRequest) error {
+	if len(r.IPv4Data) > 1 || len(r.IPv6Data) > 1 || len(r.IPv4Data)+len(r.IPv6Data) == 0 {
+		return fmt.Errorf("--subnet: there must be one IPv4 subnet, one IPv6 subnet, or one of each, not %d and %d", len(r.IPv4Data), len(r.IPv6Data))
 	}
-	if len(r.IPv4Data) != 1 {
-		return nil, fmt.Errorf("--subnet: there must be one IPv4 subnet, not %d", len(r.IPv4Data))
+	for _, data := range append(r.IPv4Data, r.IPv6Data...) {
+		subnet, err := netip.ParsePrefix(data.Pool)
+		if err != nil || subnet.Bits() == 0 {
+			return fmt.Errorf("--subnet: a network needs a subnet of its own, not %q", data.Pool)
+		}
+		gateway, err := netip.ParsePrefix(data.Gateway)
+		if err != nil {
+			return fmt.Errorf("--gateway: %q is no address of the subnet %s", data.Gateway, subnet)
+		}
+		n.Gateways = append(n.Gateways, netip.PrefixFrom(gateway.Addr(), subnet.Bits()))
+		n.AddressSpace = data.AddressSpace
 	}
-	data := r.IPv4Data[0]
-	subnet, err := netip.ParsePrefix(data.Pool)
-	if err != nil || subnet.Bits() == 0 {
-		return nil, fmt.Errorf("--subnet: a network needs a subnet of its own, not %q", data.Pool)
-	}
-	gateway, err := netip.ParsePrefix(data.Gateway)
-	if err != nil {
-		return nil, fmt.Errorf("--gateway: %q is no address of the subnet %s", data.Gateway, subnet)
-	}
-	return []netip.Prefix{netip.PrefixFrom(gateway.Addr(), subnet.Bits())}, nil
+	return nil
 }
+
+// choosePool checks the pool, or fills in what the default one has of the
+// network's families.
+func (d *Driver) choosePool(n *store.Network) error {
+	of := link.FamiliesOf(n.Gateways)
+	switch {
+	case n.Internal && !n.Pool.Empty():
+		return fmt.Errorf("extip.pool=%s: an --internal network has no external addresses", n.Pool)
+	case n.Internal:
+		return nil
+	case n.Pool.Empty() && of.V4 && of.V6:
+		n.Pool = d.defaults.Pool
+	case n.Pool.Empty():
+		n.Pool = d.defaults.Pool.Of(of.V4)
+	case !of.V6 && !n.Pool.Of(false).Empty():
+		return fmt.Errorf("extip.pool=%s: IPv6 addresses need a network with --ipv6 and an IPv6 subnet", n.Pool)
+	case !of.V4 && !n.Pool.Of(true).Empty():
+		return fmt.Errorf("extip.pool=%s: IPv4 addresses need a network with an IPv4 subnet", n.Pool)
+	}
+	for _, g := range n.Gateways {
+		if n.Pool.Overlaps(g) {
+			return fmt.Errorf("extip.pool=%s: it has addresses inside the container subnet %s", n.Pool, g.Masked())
+		}
+	}
+	return nil
+}
+
+// maxMTU is the most that containers get where none is asked for, in bytes: lo
+// has more than an Ethernet segment ever passes.
+const maxMTU = 9000
 
 // chooseParent fills in the parent, and the MTU that comes with it.
 func (d *Driver) chooseParent(n *store.Network) (err error) {
@@ -218,16 +271,20 @@ func (d *Driver) chooseParent(n *store.Network) (err error) {
 		n.Parent = d.defaults.Parent
 	}
 	if n.Parent == "" {
+		n.Follows = true
 		if n.Parent, err = d.kernel.DefaultParent(); err != nil {
 			return fmt.Errorf("extip.parent is not given, and there is no default: %w", err)
 		}
 	}
-	mtu, err := d.kernel.MTU(n.Parent)
+	parent, err := d.kernel.Parent(n.Parent)
 	if err != nil {
 		return fmt.Errorf("extip.parent=%s: %w", n.Parent, err)
 	}
+	if parent.Master != "" && aliasLink(*n) == n.Parent {
+		return fmt.Errorf("extip.parent=%s: it is a port of %s, which has the addresses; name that", n.Parent, parent.Master)
+	}
 	if n.MTU == 0 {
-		n.MTU = mtu
+		n.MTU = min(parent.MTU, maxMTU)
 	}
 	return nil
 }

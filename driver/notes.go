@@ -18,7 +18,8 @@ import (
 // words of the form key=value.
 
 func networkNote(n store.Network) string {
-	note := fmt.Sprintf("parent=%s source=%s egress=%s auto=%t icc=%t internal=%t", n.Parent, n.Source, n.Egress, n.Auto, n.ICC, n.Internal)
+	note := fmt.Sprintf("parent=%s source=%s egress=%s dad=%s alias=%s conflict=%s auto=%t icc=%t internal=%t",
+		n.Parent, n.Source, n.Egress, n.DAD, n.Alias, n.Conflict, n.Auto, n.ICC, n.Internal)
 	if withPool := note + " pool=" + n.Pool.String(); link.NoteFits(n.ID, withPool) {
 		return withPool
 	}
@@ -26,7 +27,13 @@ func networkNote(n store.Network) string {
 }
 
 func endpointNote(e store.Endpoint) string {
-	return fmt.Sprintf("network=%s ip=%s external=%s source=%s egress=%s", e.Network, join(e.Addresses), join(e.External), e.Source, e.Egress)
+	note := fmt.Sprintf("network=%s ip=%s external=%s source=%s egress=%s", short(e.Network), join(e.Addresses), join(e.External), e.Source, e.Egress)
+	if e.Reservation != "" {
+		if more := note + " reservation=" + e.Reservation; link.NoteFits(e.ID, more) {
+			return more
+		}
+	}
+	return note
 }
 
 func words(note string) map[string]string {
@@ -45,6 +52,7 @@ func (d *Driver) noted(name string, found link.Found) (store.Network, error) {
 	n := store.Network{
 		ID: found.Owner, Bridge: name, Parent: w["parent"], MTU: found.MTU, Gateways: found.Addresses,
 		Source: store.Source(w["source"]), Egress: store.Egress(w["egress"]), Pool: d.defaults.Pool,
+		DAD: store.DAD(w["dad"]), Alias: store.Alias(w["alias"]), Conflict: store.Conflict(w["conflict"]),
 	}
 	var errs []error
 	for key, to := range map[string]*bool{"auto": &n.Auto, "icc": &n.ICC, "internal": &n.Internal} {
@@ -64,17 +72,20 @@ func (d *Driver) noted(name string, found link.Found) (store.Network, error) {
 }
 
 // notedEndpoint makes an endpoint's record of the host's end of its veth pair.
+// Of its network it has the short id.
 func notedEndpoint(found link.Found) (store.Endpoint, error) {
 	w := words(found.Note)
 	e := store.Endpoint{
 		ID: found.Owner, Network: w["network"], State: store.Published, Created: time.Now().UTC(),
-		Source: store.Source(w["source"]), Egress: store.Egress(w["egress"]),
+		Source: store.Source(w["source"]), Egress: store.Egress(w["egress"]), Reservation: w["reservation"],
 	}
-	inside, err := netip.ParsePrefix(w["ip"])
-	if err != nil {
-		return e, fmt.Errorf("its note is incomplete: %w", err)
+	for text := range strings.SplitSeq(w["ip"], ",") {
+		inside, err := netip.ParsePrefix(text)
+		if err != nil {
+			return e, fmt.Errorf("its note is incomplete: %w", err)
+		}
+		e.Addresses = append(e.Addresses, inside)
 	}
-	e.Addresses = []netip.Prefix{inside}
 	e.MAC = link.MAC(e.Addresses).String()
 	for text := range strings.SplitSeq(w["external"], ",") {
 		if text == "" {
@@ -97,6 +108,7 @@ func (d *Driver) rebuild() error {
 		return err
 	}
 	var errs []error
+	ids := map[string]string{} // short → whole
 	failed := func(name string, err error) { errs = append(errs, fmt.Errorf("%s can't be rebuilt: %w", name, err)) }
 	for name, l := range found.Links {
 		if !l.IsBridge {
@@ -111,18 +123,22 @@ func (d *Driver) rebuild() error {
 			continue
 		}
 		d.networks[rec.ID] = &network{rec: rec, known: true}
-		d.subnets[rec.ID] = natNetwork(rec).Subnets
+		d.subnets[rec.ID] = subnets(rec)
+		d.parents[rec.ID] = uplinkOf(rec)
+		ids[short(rec.ID)] = rec.ID
 	}
 	for name, l := range found.Links {
 		if l.IsBridge {
 			continue
 		}
 		rec, err := notedEndpoint(l)
-		if err == nil && d.networks[rec.Network] == nil {
-			err = fmt.Errorf("unknown network %s", short(rec.Network))
+		id, ok := ids[rec.Network]
+		if err == nil && !ok {
+			err = fmt.Errorf("unknown network %s", rec.Network)
 		}
+		rec.Network = id
 		if err == nil {
-			rec, err = d.store.CreateEndpoint(rec, store.Want{Addresses: rec.External})
+			rec, err = d.store.CreateEndpoint(rec, store.Want{Addresses: rec.External, Reservation: rec.Reservation})
 		}
 		if err != nil {
 			failed(name, err)
@@ -131,7 +147,7 @@ func (d *Driver) rebuild() error {
 		e := &endpoint{id: rec.ID, network: rec.Network, rec: rec, known: true}
 		d.endpoints[e.id] = e
 		d.remember(e)
-		d.markPublished(e)
+		d.markPublished(e, aliasLink(d.networks[id].rec))
 	}
 	d.log.Warnf("rebuilt from the kernel: %d networks, %d endpoints", len(d.networks), len(d.endpoints))
 	return errors.Join(errs...)

@@ -43,23 +43,27 @@ func (o Option) Where() string {
 // networkOptions is what a network was created with; zero values are options
 // that were not given.
 type networkOptions struct {
-	parent string
-	pool   pool.Pool
-	auto   bool
-	source store.Source
-	egress store.Egress
-	bridge string
-	mtu    int
-	icc    bool
+	parent   string
+	pool     pool.Pool
+	auto     bool
+	source   store.Source
+	egress   store.Egress
+	dad      store.DAD
+	alias    store.Alias
+	conflict store.Conflict
+	bridge   string
+	mtu      int
+	icc      bool
 }
 
 // endpointOptions is what an endpoint was created with.
 type endpointOptions struct {
 	// addresses that were asked for; auto if "auto" was, none if "none" was.
-	addresses  []netip.Addr
-	auto, none bool
-	source     store.Source
-	egress     store.Egress
+	addresses   []netip.Addr
+	auto, none  bool
+	reservation string
+	source      store.Source
+	egress      store.Egress
 }
 
 // Options is every option there is: the decoder, the messages and the README
@@ -71,11 +75,9 @@ func Options() []Option {
 			network: func(o *networkOptions, v string) error { return interfaceName(v, &o.parent) },
 		},
 		{
-			Key: "extip.pool", Value: "comma-separated addresses, `first-last` ranges and CIDRs", Default: "`--pool`, else none",
+			Key: "extip.pool", Value: "comma-separated addresses, `first-last` ranges and CIDRs of both families; what follows a `!` is left out", Default: "`--pool`, else none",
 			network: func(o *networkOptions, v string) (err error) {
-				if o.pool, err = pool.Parse(v); err == nil && o.pool.Overlaps(allIPv6) {
-					err = errNoIPv6
-				}
+				o.pool, err = pool.Parse(v)
 				return err
 			},
 		},
@@ -102,8 +104,30 @@ func Options() []Option {
 			},
 		},
 		{
-			Key: "extip.address", Value: "comma-separated addresses; `auto`: the next one of the pool; `none`", Default: "`auto` where the network has a pool",
+			Key: "extip.address", Value: "comma-separated addresses, of which the first of each family is the one that the container goes out from; `auto`: the next one of the pool, of each family; `none`", Default: "`auto` where the network has a pool",
 			endpoint: func(o *endpointOptions, v string) error { return o.setAddress(v) },
+		},
+		{
+			Key: "extip.reservation", Value: "a name: whoever gives it gets the same addresses again, and nobody else does", Default: "none",
+			endpoint: func(o *endpointOptions, v string) error { return reservationName(v, &o.reservation) },
+		},
+		{
+			Key: "extip.dad", Value: "how an address is probed before it is taken. `fast`: 3 probes, 0.45 s; `rfc5227`: 4 to 7 s; `off`", Default: "`fast`",
+			network: func(o *networkOptions, v string) error {
+				return oneOf(v, &o.dad, store.DADFast, store.DADRFC5227, store.DADOff)
+			},
+		},
+		{
+			Key: "extip.conflict", Value: "when another host uses an address and goes on after it was told once: `keep` the address, or `yield` until it is free again", Default: "`keep`",
+			network: func(o *networkOptions, v string) error {
+				return oneOf(v, &o.conflict, store.ConflictKeep, store.ConflictYield)
+			},
+		},
+		{
+			Key: "extip.alias", Value: "where addresses are put: on the `parent`; on `lo`; `none`, as for a block that is routed to this host", Default: "`parent`",
+			network: func(o *networkOptions, v string) error {
+				return oneOf(v, &o.alias, store.AliasParent, store.AliasLo, store.AliasNone)
+			},
 		},
 		{
 			Key: "com.docker.network.bridge.name", Value: "name of the bridge to make, at most 15 characters", Default: "`xip-` and the network id's first 11",
@@ -127,11 +151,6 @@ func Options() []Option {
 	}
 }
 
-var (
-	allIPv6   = netip.MustParsePrefix("::/0")
-	errNoIPv6 = fmt.Errorf("IPv6 addresses are not supported yet")
-)
-
 // setAddress reads extip.address.
 func (o *endpointOptions) setAddress(v string) error {
 	for part := range strings.SplitSeq(v, ",") {
@@ -147,9 +166,6 @@ func (o *endpointOptions) setAddress(v string) error {
 		if err != nil || a.Zone() != "" || a.Is4In6() {
 			return fmt.Errorf("%q is no address; allowed are addresses, auto and none", part)
 		}
-		if a.Is6() {
-			return errNoIPv6
-		}
 		if slices.Contains(o.addresses, a) {
 			return fmt.Errorf("%s stands there twice", a)
 		}
@@ -164,7 +180,10 @@ func (o *endpointOptions) setAddress(v string) error {
 // decodeNetwork reads the options of docker network create. It also returns
 // the keys that mean nothing to this driver.
 func decodeNetwork(given map[string]any) (networkOptions, []string, error) {
-	o := networkOptions{auto: true, icc: true, source: store.SourceClient, egress: store.EgressExternal}
+	o := networkOptions{
+		auto: true, icc: true, source: store.SourceClient, egress: store.EgressExternal,
+		dad: store.DADFast, alias: store.AliasParent, conflict: store.ConflictKeep,
+	}
 	ignored, err := decode(given, "network", func(opt Option) func(string) error {
 		if opt.network == nil {
 			return nil
@@ -246,9 +265,32 @@ func boolean(v string, to *bool) error {
 
 func oneOf[T ~string](v string, to *T, allowed ...T) error {
 	if !slices.Contains(allowed, T(v)) {
-		return fmt.Errorf("allowed are %s and %s", allowed[0], allowed[1])
+		words := make([]string, len(allowed)-1)
+		for i := range words {
+			words[i] = string(allowed[i])
+		}
+		return fmt.Errorf("allowed are %s and %s", strings.Join(words, ", "), allowed[len(words)])
 	}
 	*to = T(v)
+	return nil
+}
+
+// maxReservation is the longest name of a reservation, in bytes.
+const maxReservation = 63
+
+// reservationName accepts what is safe in a file, a key and a command line.
+func reservationName(v string, to *string) error {
+	for i, c := range []byte(v) {
+		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !letter && (i == 0 || !strings.ContainsRune("_.-", rune(c))) {
+			v = ""
+			break
+		}
+	}
+	if v == "" || len(v) > maxReservation {
+		return fmt.Errorf("a reservation's name is 1 to %d letters, digits, dots, dashes and underscores, and begins with a letter or digit", maxReservation)
+	}
+	*to = v
 	return nil
 }
 

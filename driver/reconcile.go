@@ -22,6 +22,8 @@ func (d *Driver) Restore() error {
 		d.log.WithField("kept", aside).Error("the state file was damaged; a new one begins")
 		errs = append(errs, d.rebuild())
 	}
+	_, err := d.syncUplinks()
+	errs = append(errs, err, d.probeMissing())
 	// Rules first, even for what is about to be removed: an alias must not
 	// be without its mapping for a moment.
 	repaired, err := d.kernel.NAT.Sync(d.natState())
@@ -211,7 +213,7 @@ func (r *repair) sweep(orphans []orphan) error {
 	for _, o := range orphans {
 		var failed error
 		for _, a := range o.e.rec.External {
-			failed = errors.Join(failed, r.kernel.RemoveAlias(o.n.rec.Parent, a))
+			failed = errors.Join(failed, r.removeAlias(o.n.rec, a))
 		}
 		failed = errors.Join(failed, down(r.plumbing(o.n.rec, o.e.rec)))
 		if failed != nil {
@@ -250,7 +252,7 @@ func (r *repair) sweep(orphans []orphan) error {
 func (r *repair) withdraw() {
 	r.eachEndpoint(func(n *network, e *endpoint) {
 		for _, a := range e.rec.External {
-			r.failed(r.kernel.RemoveAlias(n.rec.Parent, a))
+			r.failed(r.removeAlias(n.rec, a))
 		}
 	})
 }
@@ -258,6 +260,18 @@ func (r *repair) withdraw() {
 func (r *repair) networksAgain() {
 	gateways, err := r.kernel.Gateways()
 	r.failed(err)
+	for _, n := range r.networkList() {
+		n.mu.Lock()
+		if n.known && !n.rec.Leaving {
+			r.follow(n)
+		}
+		n.mu.Unlock()
+	}
+	changed, uerr := r.syncUplinks()
+	r.failed(uerr)
+	if changed {
+		r.note("uplinks had changed")
+	}
 	for _, n := range r.networkList() {
 		n.mu.Lock()
 		if n.known && !n.rec.Leaving {
@@ -304,9 +318,9 @@ func (r *repair) endpointsAgain() {
 		}
 		if missing := r.missing(n, e); len(missing) > 0 {
 			for _, a := range missing {
-				r.note("alias %s was missing on %s", a, n.rec.Parent)
+				r.note("alias %s was missing on %s", a, aliasLink(n.rec))
 			}
-			steps = append(steps, r.publication(n.rec, e.rec)...)
+			steps = append(steps, r.publicationSteps(n.rec, e)...)
 		}
 		if err := again(steps); err != nil {
 			r.failed(fmt.Errorf("endpoint %s: %w", short(e.rec.ID), err))
@@ -317,10 +331,12 @@ func (r *repair) endpointsAgain() {
 // missing is the external addresses of an endpoint that should be on the parent
 // and are not.
 func (r *repair) missing(n *network, e *endpoint) []netip.Addr {
-	if e.rec.State != store.Published {
+	if e.rec.State != store.Published || aliasLink(n.rec) == "" {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(e.rec.External), func(a netip.Addr) bool { return r.found.Aliases[a] == n.rec.Parent })
+	return slices.DeleteFunc(slices.Clone(e.rec.External), func(a netip.Addr) bool {
+		return e.withheld[a] != "" || slices.Contains(r.found.Aliases[a], aliasLink(n.rec))
+	})
 }
 
 // strays removes what carries our mark without a record.
@@ -348,21 +364,23 @@ func (r *repair) strays() {
 			r.failed(r.kernel.RemoveVeth(link.Veth{Host: name, Owner: l.Owner}))
 		}
 	}
-	for a, parent := range r.found.Aliases {
-		r.failed(r.strayAlias(a, parent))
+	for a, links := range r.found.Aliases {
+		for _, on := range links {
+			r.failed(r.strayAlias(a, on))
+		}
 	}
 }
 
-// strayAlias removes an alias that nobody has published. Nobody can publish it
-// in the meantime: that begins with the lock that is held here.
-func (r *repair) strayAlias(a netip.Addr, parent string) error {
+// strayAlias removes an alias that nobody has published there. Nobody can
+// publish it in the meantime: that begins with the lock that is held here.
+func (r *repair) strayAlias(a netip.Addr, on string) error {
 	r.publishing.Lock()
 	defer r.publishing.Unlock()
-	if r.published[a] != nil {
+	if r.published[a].on == on {
 		return nil
 	}
-	r.note("alias %s on %s had no record", a, parent)
-	return r.kernel.RemoveAlias(parent, a)
+	r.note("alias %s on %s had no record", a, on)
+	return r.kernel.RemoveAlias(on, a)
 }
 
 // recorded tells whether an id is that of a network or endpoint, or of one
@@ -395,7 +413,7 @@ func (d *Driver) eachEndpoint(fn func(*network, *endpoint)) {
 func (d *Driver) natState() nat.State {
 	var state nat.State
 	for _, n := range d.networkRecords() {
-		state.Networks = append(state.Networks, natNetwork(n))
+		state.Networks = append(state.Networks, d.natNetwork(n))
 	}
 	d.eachEndpoint(func(_ *network, e *endpoint) {
 		if e.rec.State != store.Plumbed {

@@ -161,7 +161,7 @@ func (s *soak) start() {
 		}
 		log := logrus.New()
 		log.SetOutput(io.Discard)
-		k := driver.Kernel{Links: s.kernel, Addresses: s.kernel, Settings: s.kernel, Announcer: announcer, NAT: rules}
+		k := driver.Kernel{Links: s.kernel, Addresses: s.kernel, Settings: s.kernel, Neighbours: announcer, NAT: rules}
 		if s.plugin, err = driver.New(k, s.records, driver.Defaults{}, log); err != nil {
 			return err
 		}
@@ -521,7 +521,7 @@ func (s *soak) check() {
 			}
 		}
 		for a := range published {
-			if found.Aliases[a] != "eth0" || claims[a] == "" {
+			if !slices.Equal(found.Aliases[a], []string{"eth0"}) || claims[a] == "" {
 				errs = append(errs, fmt.Errorf("%s: alias on %q, claimed by %q", a, found.Aliases[a], claims[a]))
 			}
 		}

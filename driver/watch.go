@@ -99,6 +99,7 @@ func (d *Driver) NetworkChanged(c link.Change) {
 	d.Hint(strings.TrimSpace(string(c.Kind) + " " + c.Link))
 	if c.Kind == link.LinkUp {
 		d.announceAgain(c.Link)
+		d.askWithheld()
 	}
 }
 
@@ -107,15 +108,14 @@ func (d *Driver) isDamage(c link.Change) bool {
 	case link.Missed:
 		return true
 	case link.AddressGone:
-		d.publishing.Lock()
-		e := d.published[c.Prefix.Addr()]
-		d.publishing.Unlock()
-		return e.isIdle() || d.anyNetwork(func(n *network) bool {
+		return d.publisher(c.Prefix.Addr()).isIdle() || d.anyNetwork(func(n *network) bool {
 			return n.rec.Bridge == c.Link && slices.Contains(n.rec.Gateways, c.Prefix)
 		})
+	case link.DefaultRoute:
+		return true
 	case link.RouteGone:
 		return d.anyNetwork(func(n *network) bool {
-			return slices.Contains(natNetwork(n.rec).Subnets, c.Prefix)
+			return slices.Contains(subnets(n.rec), c.Prefix)
 		})
 	case link.LinkGone, link.LinkDown, link.PortGone:
 		d.mu.Lock()
@@ -159,12 +159,12 @@ func (d *Driver) anyNetwork(ask func(*network) bool) bool {
 // where its addresses are: they may have learned otherwise meanwhile.
 func (d *Driver) announceAgain(parent string) {
 	d.eachEndpoint(func(n *network, e *endpoint) {
-		if n.rec.Parent != parent || e.rec.State != store.Published {
+		if n.rec.Parent != parent || aliasLink(n.rec) == "" || e.rec.State != store.Published {
 			return
 		}
 		for _, a := range e.rec.External {
-			if err := d.kernel.Announce(parent, a); err != nil {
-				d.log.WithField("external", a).WithError(err).Warn("not announced")
+			if e.withheld[a] == "" {
+				d.announce(n.rec, a)
 			}
 		}
 	})

@@ -151,6 +151,16 @@ func (l *lab) stopPlugin() { l.t.Helper(); l.plugin.signal("TERM") }
 // killPlugin ends the plugin without a chance to tidy up.
 func (l *lab) killPlugin() { l.t.Helper(); l.plugin.signal("KILL") }
 
+// pluginLog is what the plugin has logged.
+func (l *lab) pluginLog() string {
+	l.t.Helper()
+	out, err := os.ReadFile(l.plugin.log())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return string(out)
+}
+
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil

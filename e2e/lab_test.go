@@ -32,8 +32,10 @@ func TestMain(m *testing.M) { nettest.Main(m) }
 // The whiteboard's addresses. 203.0.113.56 and up are free to be external
 // addresses.
 const (
-	hostAddr    = "203.0.113.10"
-	outsideAddr = "203.0.113.200"
+	hostAddr     = "203.0.113.10"
+	outsideAddr  = "203.0.113.200"
+	hostAddr6    = "2001:db8::10"
+	outsideAddr6 = "2001:db8::200"
 )
 
 // options say in what a lab differs from the usual one.
@@ -99,7 +101,7 @@ func newLab(t testing.TB, o options) *lab {
 	}
 	lan := nettest.NewSegment(t)
 	l := &lab{
-		outside: lan.Attach("outside", outsideAddr+"/24"),
+		outside: lan.Attach("outside", outsideAddr+"/24", outsideAddr6+"/64"),
 		t:       t,
 		opts:    o,
 		lan:     lan,
@@ -278,6 +280,16 @@ func (l *lab) tryDocker(args ...string) (string, error) {
 func (l *lab) network(name, subnet string, opts ...string) {
 	l.t.Helper()
 	args := []string{"network", "create", "-d", "extip", "--subnet", subnet, "-o", "extip.parent=" + l.parent}
+	for _, o := range opts {
+		args = append(args, "-o", o)
+	}
+	l.docker(append(args, name)...)
+}
+
+// dual makes an extip network of both families.
+func (l *lab) dual(name, subnet, subnet6 string, opts ...string) {
+	l.t.Helper()
+	args := []string{"network", "create", "-d", "extip", "--subnet", subnet, "--ipv6", "--subnet", subnet6, "-o", "extip.parent=" + l.parent}
 	for _, o := range opts {
 		args = append(args, "-o", o)
 	}

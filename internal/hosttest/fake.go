@@ -4,14 +4,17 @@
 package hosttest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/extip/extip/announce"
 	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
 )
@@ -30,6 +33,10 @@ type Host struct {
 	Own []netip.Addr
 	// Routers are the next hops of its routes.
 	Routers []netip.Addr
+	// Others are addresses that other machines on its segments have.
+	Others map[netip.Addr]net.HardwareAddr
+	// Unplugged are interfaces that it has lost.
+	Unplugged map[string]bool
 
 	mu        sync.Mutex
 	writes    int
@@ -40,6 +47,8 @@ type Host struct {
 	rules     rules // in the kernel
 	told      rules // in the backend's memory
 	announced []string
+	probed    []string
+	watched   map[netip.Addr]string
 	forgotten []string
 }
 
@@ -47,7 +56,7 @@ type Host struct {
 // and br-ex.
 func New() *Host {
 	none := rules{networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{}}
-	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, rules: none, told: none.clone()}
+	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{}, rules: none, told: none.clone()}
 }
 
 // Flush takes all rules away behind the backend's back.
@@ -147,7 +156,7 @@ func (h *Host) String() string {
 		}
 	}
 	for a, parent := range h.aliases {
-		lines = append(lines, fmt.Sprintf("addr %s/32 on %s", a, parent))
+		lines = append(lines, fmt.Sprintf("addr %s/%d on %s", a, a.BitLen(), parent))
 	}
 	lines = append(lines, h.rules.lines()...)
 	slices.Sort(lines)
@@ -235,7 +244,11 @@ func (h *Host) RemoveVeth(v link.Veth) error {
 func (h *Host) Survey() (link.Survey, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return link.Survey{Links: maps.Clone(h.links), Aliases: maps.Clone(h.aliases)}, nil
+	s := link.Survey{Links: maps.Clone(h.links), Aliases: map[netip.Addr][]string{}}
+	for a, on := range h.aliases {
+		s.Aliases[a] = []string{on}
+	}
+	return s, nil
 }
 
 // HasLink implements driver.Links.
@@ -273,6 +286,12 @@ func (h *Host) EnsureAlias(parent string, a netip.Addr) error {
 	}
 	if slices.Contains(h.Own, a) {
 		return link.ErrNotOurs
+	}
+	if h.Unplugged[parent] {
+		return link.ErrNoLink
+	}
+	if h.Others[a] != nil {
+		return fmt.Errorf("alias %s is somebody else's", a)
 	}
 	h.aliases[a] = parent
 	return nil
@@ -316,34 +335,106 @@ func (h *Host) Forget(f link.Flows) error {
 }
 
 // DefaultParent implements driver.Settings.
-func (h *Host) DefaultParent() (string, error) { return "eth0", nil }
-
-// MTU implements driver.Settings.
-func (h *Host) MTU(name string) (int, error) {
-	switch name {
-	case "eth0":
-		return 1500, nil
-	case "br-ex":
-		return 1450, nil
-	default:
-		return 0, fmt.Errorf("no interface %s", name)
+func (h *Host) DefaultParent() (string, error) {
+	if h.Unplugged["eth0"] {
+		return "br-ex", nil
 	}
+	return "eth0", nil
+}
+
+// Parent implements driver.Settings.
+func (h *Host) Parent(name string) (link.ParentInfo, error) {
+	mtu, ok := map[string]int{"eth0": 1500, "br-ex": 1450, "port0": 1450}[name]
+	if !ok || h.Unplugged[name] {
+		return link.ParentInfo{}, fmt.Errorf("interface %s: %w", name, link.ErrNoLink)
+	}
+	p := link.ParentInfo{MTU: mtu, Up: true}
+	if name == "port0" {
+		p.Master = "br-ex"
+	}
+	return p, nil
 }
 
 // EnableForwarding implements driver.Settings.
-func (h *Host) EnableForwarding() (bool, error) {
+func (h *Host) EnableForwarding(string, link.Families) ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return false, h.write("enable forwarding")
+	return nil, h.write("enable forwarding")
 }
 
-// Announce implements driver.Announcer.
+// SettleARP implements driver.Settings.
+func (h *Host) SettleARP(string) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return nil, h.write("settle ARP")
+}
+
+// ARPTrouble implements driver.Settings.
+func (h *Host) ARPTrouble(string, string) (string, error) { return "", nil }
+
+// SyncUplinks implements driver.Settings: the machine has one uplink.
+func (h *Host) SyncUplinks([]string) (map[string]link.Uplink, []string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return nil, nil, h.write("uplinks")
+}
+
+// Probe implements driver.Neighbours. Nobody has to be waited for.
+func (h *Host) Probe(_ context.Context, parent string, addrs []netip.Addr, _ announce.Timing) (map[netip.Addr]net.HardwareAddr, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.Unplugged[parent] {
+		return nil, fmt.Errorf("no neighbours on %s", parent)
+	}
+	owners := map[netip.Addr]net.HardwareAddr{}
+	for _, a := range addrs {
+		h.probed = append(h.probed, a.String())
+		if mac, ok := h.Others[a]; ok {
+			owners[a] = mac
+		}
+	}
+	return owners, nil
+}
+
+// Probed lists the addresses that were asked for since the last call.
+func (h *Host) Probed() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	probed := h.probed
+	h.probed = nil
+	return probed
+}
+
+// Watched tells which addresses are listened to, with their parents.
+func (h *Host) Watched() map[netip.Addr]string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.watched)
+}
+
+// Watch implements driver.Neighbours.
+func (h *Host) Watch(parent string, a netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.watched[a] = parent
+	return nil
+}
+
+// Unwatch implements driver.Neighbours.
+func (h *Host) Unwatch(_ string, a netip.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.watched, a)
+}
+
+// Announce implements driver.Neighbours.
 func (h *Host) Announce(parent string, a netip.Addr) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.aliases[a] != parent {
+	if on := h.aliases[a]; on != parent && on != "lo" {
 		return fmt.Errorf("%s is announced on %s, where it isn't", a, parent)
 	}
 	h.announced = append(h.announced, fmt.Sprintf("%s on %s", a, parent))
+	h.watched[a] = parent
 	return nil
 }

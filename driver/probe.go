@@ -1,0 +1,196 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/extip/extip/announce"
+	"github.com/extip/extip/link"
+	"github.com/extip/extip/pool"
+	"github.com/extip/extip/store"
+)
+
+// An address is taken only if nobody else on its parent's segment has it. The
+// neighbours are asked from CreateEndpoint on and their answers awaited in
+// Join: the engine makes the endpoints of a network one after another, but joins
+// them side by side, so that many containers wait together.
+
+// A probe asks for addresses that an endpoint has claimed.
+type probe struct {
+	done chan struct{}
+	// Set before done is closed: who has which address, and why that could
+	// not be found out.
+	owners map[netip.Addr]net.HardwareAddr
+	err    error
+}
+
+// timing is that of a network's probes; ok is false if it makes none.
+func timing(n store.Network) (t announce.Timing, ok bool) {
+	switch {
+	case n.DAD == store.DADOff || aliasLink(n) == "":
+		return t, false
+	case n.DAD == store.DADRFC5227:
+		return announce.RFC5227, true
+	default:
+		return announce.Fast, true
+	}
+}
+
+// probe begins to ask for the addresses that are not known to be clear.
+func (d *Driver) probe(n store.Network, addrs []netip.Addr) *probe {
+	p := &probe{done: make(chan struct{})}
+	how, ok := timing(n)
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return d.segments.isClear(n.Parent, a, 0) })
+	if !ok || len(addrs) == 0 {
+		close(p.done)
+		return p
+	}
+	go func() {
+		defer close(p.done)
+		p.owners, p.err = d.kernel.Probe(context.Background(), n.Parent, addrs, how)
+	}()
+	return p
+}
+
+// settle waits until it is known that nobody else has an endpoint's addresses.
+// If somebody has, one of the pool is exchanged for another. No lock is held
+// meanwhile.
+func (d *Driver) settle(networkID, endpointID string) error {
+	for {
+		var p *probe
+		err := d.withEndpoint(networkID, endpointID, func(n *network, e *endpoint) error {
+			if e.probe == nil && e.rec.State == store.Plumbed {
+				e.probe = d.probe(n.rec, e.rec.External) // begun by a plugin that is no more
+			}
+			p = e.probe
+			return nil
+		})
+		if err != nil || p == nil {
+			return err
+		}
+		<-p.done
+		again := false
+		err = d.withEndpoint(networkID, endpointID, func(n *network, e *endpoint) (err error) {
+			if e.probe == p {
+				again, err = d.judge(n, e)
+			}
+			return err
+		})
+		if err != nil || !again {
+			return err
+		}
+	}
+}
+
+func cantProbe(err error) string { return fmt.Sprintf("can't be probed: %s", err) }
+
+// judge takes what an endpoint's probe has found, and tells whether there is
+// another to wait for; e.mu is held.
+func (d *Driver) judge(n *network, e *endpoint) (again bool, err error) {
+	if e.probe.err != nil {
+		for _, a := range e.rec.External {
+			d.withhold(e, a, cantProbe(e.probe.err))
+		}
+		return false, nil
+	}
+	for a, mac := range e.probe.owners {
+		d.segments.learn(n.rec.Parent, a, mac.String())
+	}
+	for _, a := range e.rec.External {
+		mac, taken := e.probe.owners[a]
+		switch {
+		case !taken:
+		case slices.ContainsFunc(e.want.Pools, func(p pool.Pool) bool { return p.Contains(a) }) && e.rec.Reservation == "":
+			d.log.WithField("external", a).Warnf("passed over: %s uses it on the segment of %s", mac, n.rec.Parent)
+			return true, d.exchange(n, e)
+		case e.rec.Reservation != "":
+			return false, fmt.Errorf("extip.reservation=%s: %s is used by %s on the segment of %s", e.rec.Reservation, a, mac, n.rec.Parent)
+		default:
+			return false, fmt.Errorf("extip.address=%s: it is used by %s on the segment of %s", a, mac, n.rec.Parent)
+		}
+	}
+	return false, nil
+}
+
+// exchange claims other addresses for an endpoint that has not joined yet;
+// e.mu is held.
+func (d *Driver) exchange(n *network, e *endpoint) error {
+	rec, err := d.store.CreateEndpoint(e.rec, e.want)
+	if err != nil {
+		return refusal(err)
+	}
+	e.rec, e.probe = rec, d.probe(n.rec, rec.External)
+	return up(d.plumbing(n.rec, rec)) // its link carries what is recorded
+}
+
+// keepClear goes on listening to addresses that were an endpoint's until now:
+// whoever gets them next has not to wait. e.mu is held.
+func (d *Driver) keepClear(n store.Network, e *endpoint) {
+	if _, ok := timing(n); !ok {
+		return
+	}
+	for _, a := range e.rec.External {
+		if e.withheld[a] == "" && d.kernel.Watch(n.Parent, a) == nil {
+			d.segments.learn(n.Parent, a, "")
+		}
+	}
+}
+
+// probeMissing asks, before anything is repaired at the start, for addresses
+// that should be on their parent and are not: who knows for how long. Those of
+// containers that are gone don't matter.
+func (d *Driver) probeMissing() error {
+	found, err := d.kernel.Survey()
+	if err != nil {
+		return err
+	}
+	type claim struct {
+		e *endpoint
+		a netip.Addr
+	}
+	type question struct {
+		parent string
+		how    announce.Timing
+	}
+	missing := map[question][]claim{}
+	d.eachEndpoint(func(n *network, e *endpoint) {
+		host, _ := link.VethNames(e.id)
+		_, there := found.Links[host]
+		how, ok := timing(n.rec)
+		if !there || !ok || e.rec.State != store.Published {
+			return
+		}
+		for _, a := range e.rec.External {
+			if !slices.Contains(found.Aliases[a], aliasLink(n.rec)) {
+				q := question{n.rec.Parent, how}
+				missing[q] = append(missing[q], claim{e, a})
+			}
+		}
+	})
+	var wg sync.WaitGroup
+	for q, claims := range missing {
+		wg.Go(func() {
+			var addrs []netip.Addr
+			for _, c := range claims {
+				addrs = append(addrs, c.a)
+			}
+			owners, err := d.kernel.Probe(context.Background(), q.parent, addrs, q.how)
+			for _, c := range claims {
+				c.e.mu.Lock()
+				if err != nil {
+					d.withhold(c.e, c.a, cantProbe(err))
+				} else if mac, taken := owners[c.a]; taken {
+					d.segments.clash(c.a, mac.String())
+					d.withhold(c.e, c.a, "is used by "+mac.String())
+				}
+				c.e.mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}

@@ -1,0 +1,45 @@
+package driver
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/extip/extip/link"
+	"github.com/extip/extip/store"
+)
+
+// uplinkOf is the interface by which a network's packets have to leave; "" if
+// the host's routes decide, as for addresses that are not those of a segment.
+func uplinkOf(n store.Network) string {
+	if n.Internal || n.Alias != store.AliasParent || n.Parent == "lo" {
+		return ""
+	}
+	return n.Parent
+}
+
+// syncUplinks has packets of networks leave by their parents where the host has
+// several uplinks, and tells whether that has changed. The rules of the networks
+// are to follow.
+func (d *Driver) syncUplinks() (changed bool, err error) {
+	d.uplinking.Lock()
+	defer d.uplinking.Unlock()
+	d.mu.Lock()
+	parents := slices.Compact(slices.Sorted(maps.Values(d.parents)))
+	d.mu.Unlock()
+	parents = slices.DeleteFunc(parents, func(p string) bool { return p == "" })
+	uplinks, settings, err := d.kernel.SyncUplinks(parents)
+	if err := d.settings(settings, err); err != nil {
+		return false, err
+	}
+	d.mu.Lock()
+	before := d.uplinks
+	d.uplinks = uplinks
+	d.mu.Unlock()
+	for name, u := range uplinks {
+		if u.Without != (link.Families{}) && u != before[name] {
+			d.log.WithField("parent", name).Warn("the host has no default route through it, but others: what containers send far away leaves elsewhere. " +
+				"Add one, with a higher metric than the others'")
+		}
+	}
+	return !maps.Equal(before, uplinks), nil
+}

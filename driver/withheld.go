@@ -1,0 +1,121 @@
+package driver
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+
+	"github.com/extip/extip/announce"
+	"github.com/extip/extip/store"
+)
+
+// A published address may be withheld from its parent, which then is what the
+// endpoint waits for: the parent is missing, or somebody else uses the address.
+// Its mapping stays, so the host itself never answers.
+
+// withhold keeps an address from its parent until releaseWithheld finds that
+// nothing stands against it any more; e.mu is held.
+func (d *Driver) withhold(e *endpoint, a netip.Addr, why string) {
+	if e.withheld == nil {
+		e.withheld = map[netip.Addr]string{}
+	}
+	if e.withheld[a] != why {
+		d.log.WithField("endpoint", short(e.id)).WithField("external", a).Warnf("withheld: it %s", why)
+	}
+	e.withheld[a] = why
+	d.mu.Lock()
+	d.waiting[e] = true
+	d.mu.Unlock()
+}
+
+// askWithheld has it looked soon whether withheld addresses can be had now.
+func (d *Driver) askWithheld() { hint(d.withheldAgain, "") }
+
+// releaseWithheld asks again for all withheld addresses, and puts those on
+// their parents that nobody else has.
+func (d *Driver) releaseWithheld(ctx context.Context) {
+	d.mu.Lock()
+	var waiting []*endpoint
+	for e := range d.waiting {
+		waiting = append(waiting, e)
+	}
+	d.mu.Unlock()
+	type question struct {
+		parent string
+		how    announce.Timing
+	}
+	asked := map[question][]netip.Addr{}
+	why := map[netip.Addr]string{} // "" where nothing stands against it
+	for _, e := range waiting {
+		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
+			how, ok := timing(n.rec)
+			for a := range e.withheld {
+				if ok {
+					q := question{n.rec.Parent, how}
+					asked[q] = append(asked[q], a)
+				} else if _, err := d.kernel.Parent(n.rec.Parent); err != nil {
+					why[a] = "waits for " + n.rec.Parent
+				} else {
+					why[a] = ""
+				}
+			}
+			return nil
+		})
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for q, addrs := range asked {
+		wg.Go(func() {
+			owners, err := d.kernel.Probe(ctx, q.parent, addrs, q.how)
+			mu.Lock()
+			defer mu.Unlock()
+			for _, a := range addrs {
+				why[a] = ""
+				if mac, taken := owners[a]; taken {
+					why[a] = "is used by " + mac.String()
+				} else if err != nil {
+					why[a] = cantProbe(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, e := range waiting {
+		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
+			d.letGo(n, e, why)
+			if len(e.withheld) == 0 {
+				d.mu.Lock()
+				delete(d.waiting, e)
+				d.mu.Unlock()
+			}
+			return nil
+		})
+	}
+}
+
+// letGo puts the withheld addresses on the parent that may be there; e.mu is
+// held.
+func (d *Driver) letGo(n *network, e *endpoint, why map[netip.Addr]string) {
+	freed := false
+	for a := range e.withheld {
+		reason, known := why[a]
+		switch {
+		case !known:
+		case reason != "":
+			d.withhold(e, a, reason)
+		default:
+			delete(e.withheld, a)
+			freed = true
+		}
+	}
+	if !freed || e.rec.State != store.Published {
+		return
+	}
+	log := d.log.WithField("endpoint", short(e.id))
+	if err := again(d.publicationSteps(n.rec, e)); err != nil {
+		log.WithError(err).Error("not put on its parent")
+		d.Hint("withheld address")
+		return
+	}
+	log.WithField("external", join(e.rec.External)).Info("no longer withheld")
+}
