@@ -39,7 +39,7 @@ func (d Desired) Equal(o Desired) bool {
 
 func sameNetwork(a, b Network) bool {
 	return a.ID == b.ID && a.Bridge == b.Bridge && a.Parent == b.Parent && a.Internal == b.Internal &&
-		slices.Equal(a.Subnets, b.Subnets)
+		a.Mark == b.Mark && slices.Equal(a.Subnets, b.Subnets)
 }
 
 // Effective is the part of a change that makes a difference, with what gives

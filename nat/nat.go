@@ -22,6 +22,10 @@ type Network struct {
 	// Internal networks exchange no packets with anything beyond Bridge,
 	// and have no mappings.
 	Internal bool
+	// Mark is given to packets that come from Bridge, before they are
+	// routed: policy routing can send them out by the network's own parent.
+	// 0 stands for none.
+	Mark uint32
 }
 
 // Mapping ties one external address to one internal address of the same

@@ -132,7 +132,8 @@ func (r rules) clone() rules { return rules{maps.Clone(r.networks), maps.Clone(r
 func (r rules) lines() []string {
 	var lines []string
 	for _, n := range r.networks {
-		lines = append(lines, fmt.Sprintf("nat network %s: %s %v by %s%s", n.ID, n.Bridge, n.Subnets, n.Parent, flag(n.Internal, " internal")))
+		lines = append(lines, fmt.Sprintf("nat network %s: %s %v by %s%s%s", n.ID, n.Bridge, n.Subnets, n.Parent,
+			flag(n.Internal, " internal"), flag(n.Mark != 0, fmt.Sprintf(" mark %#x", n.Mark))))
 	}
 	for _, m := range r.mappings {
 		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress")))

@@ -47,15 +47,13 @@ func State() nat.State { return nat.State{Networks: networks(), Mappings: mappin
 func networks() []nat.Network {
 	return []nat.Network{
 		{ID: "n0", Bridge: "br0", Parent: "eth0", Subnets: prefixes("172.30.0.0/24", "2001:db8:30::/64")},
-		{ID: "n1", Bridge: "br1", Parent: "eth0", Subnets: prefixes("172.31.0.0/24", "2001:db8:31::/64")},
+		{ID: "n1", Bridge: "br1", Parent: "eth0", Subnets: prefixes("172.31.0.0/24", "2001:db8:31::/64"), Mark: 7},
 		{ID: "n2", Bridge: "br2", Internal: true, Subnets: prefixes("172.29.0.0/24")},
 	}
 }
 
 func mappings() []nat.Mapping {
-	m := func(endpoint, external, internal string) nat.Mapping {
-		return nat.Mapping{Endpoint: endpoint, External: netip.MustParseAddr(external), Internal: netip.MustParseAddr(internal), Egress: true}
-	}
+	m := mapping
 	gateway, noEgress := m("c5", "192.0.2.55", "172.31.0.5"), m("c6", "192.0.2.56", "172.30.0.6")
 	gateway.Gateway = true
 	noEgress.Egress = false
@@ -65,6 +63,10 @@ func mappings() []nat.Mapping {
 		m("c4", "192.0.2.54", "172.31.0.2"), m("c4", "2001:db8::54", "2001:db8:31::2"),
 		gateway, noEgress,
 	}
+}
+
+func mapping(endpoint, external, internal string) nat.Mapping {
+	return nat.Mapping{Endpoint: endpoint, External: netip.MustParseAddr(external), Internal: netip.MustParseAddr(internal), Egress: true}
 }
 
 func prefixes(ss ...string) (ps []netip.Prefix) {

@@ -38,6 +38,7 @@ func Run(t *testing.T, open func(*testing.T) Subject) {
 		{"RemoveAfterMove", testRemoveAfterMove},
 		{"SharedInternal", testSharedInternal},
 		{"ChangeNetwork", testChangeNetwork},
+		{"Mark", testMark},
 		{"Refuse", testRefuse},
 		{"SyncFromNothing", testSyncFromNothing},
 		{"SyncRepairs", testSyncRepairs},
@@ -205,6 +206,26 @@ func testChangeNetwork(t *testing.T, s Subject) {
 	same(t, "after changing a network there and back", s.Dump(), want)
 }
 
+// A mark comes, changes and goes with nothing else.
+func testMark(t *testing.T, s Subject) {
+	ok(t, s.AddNetwork(Net(1)))
+	ok(t, s.AddNetwork(Net(2)))
+	ok(t, s.Add(Map4(1, 1), Map6(1, 1)))
+	none, n := s.Dump(), Net(1)
+	marked := func(mark uint32) string {
+		n.Mark = mark
+		ok(t, s.AddNetwork(n))
+		clean(t, s, nat.State{Networks: []nat.Network{n, Net(2)}, Mappings: []nat.Mapping{Map4(1, 1), Map6(1, 1)}})
+		return s.Dump()
+	}
+	one, other := marked(1), marked(0xfedcba98)
+	if one == none || other == one {
+		t.Error("another mark changes nothing")
+	}
+	same(t, "marked as before", marked(1), one)
+	same(t, "without a mark", marked(0), none)
+}
+
 // Names and addresses that would mean something else in a rule.
 func testRefuse(t *testing.T, s Subject) {
 	ok(t, s.AddNetwork(Net(1)))
@@ -249,6 +270,7 @@ func testRefuse(t *testing.T, s Subject) {
 
 func full() nat.State {
 	st := nat.State{Networks: []nat.Network{Net(1), Net(2)}}
+	st.Networks[1].Mark = 0x2b
 	for i := range 40 {
 		st.Mappings = append(st.Mappings, Map4(1+i%2, 1+5*i), Map6(1+i%2, 1+5*i))
 	}

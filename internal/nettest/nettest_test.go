@@ -29,8 +29,13 @@ func TestSegment(t *testing.T) {
 	if got := a.Ping("192.0.2.9"); got != 64 {
 		t.Errorf("ping: ttl %d, want 64", got)
 	}
-	if got := a.Ping("192.0.2.11"); got != 0 {
-		t.Errorf("ping of nobody: ttl %d", got)
+	if got := a.Ping("2001:db8::9"); got != 64 {
+		t.Errorf("IPv6 ping: ttl %d, want 64", got)
+	}
+	for _, nobody := range []string{"192.0.2.11", "2001:db8::11"} {
+		if got := a.Ping(nobody); got != 0 {
+			t.Errorf("ping of nobody: ttl %d", got)
+		}
 	}
 }
 

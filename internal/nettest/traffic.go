@@ -3,7 +3,6 @@ package nettest
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -127,58 +126,4 @@ func (n *Node) AskBytes(network, addr string, size int) string {
 	}
 	n.t.Logf("%s asks %s %s: %s", n.Name, network, addr, answer)
 	return answer
-}
-
-// Ping sends one IPv4 echo request and returns the TTL of the answer, 0 if
-// none came: Linux sends with 64, and each router on the way takes one off.
-func (n *Node) Ping(addr string) (ttl int) {
-	n.t.Helper()
-	err := n.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = unix.Close(fd) }()
-		target := netip.MustParseAddr(addr).As4()
-		id := uint16(time.Now().UnixNano())
-		if err := unix.Sendto(fd, echoRequest(id), 0, &unix.SockaddrInet4{Addr: target}); err != nil {
-			return err
-		}
-		for deadline := time.Now().Add(patience); ; {
-			left := time.Until(deadline)
-			if left <= 0 {
-				return fmt.Errorf("no answer")
-			}
-			tv := unix.NsecToTimeval(left.Nanoseconds())
-			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-				return err
-			}
-			buf := make([]byte, 256)
-			nr, _, err := unix.Recvfrom(fd, buf, 0)
-			if err != nil {
-				return err
-			}
-			// A raw IPv4 socket delivers the IP header too: TTL is its
-			// byte 8, the sender bytes 12 to 15 (RFC 791 §3.1).
-			const icmpEchoReply = 0
-			if nr >= 28 && [4]byte(buf[12:16]) == target && buf[20] == icmpEchoReply && binary.BigEndian.Uint16(buf[24:]) == id {
-				ttl = int(buf[8])
-				return nil
-			}
-		}
-	})
-	n.t.Logf("%s pings %s: ttl %d, %v", n.Name, addr, ttl, err)
-	return ttl
-}
-
-// echoRequest is an ICMP echo request (RFC 792) with sequence number 1 and no data.
-func echoRequest(id uint16) []byte {
-	p := []byte{8, 0, 0, 0, 0, 0, 0, 1}
-	binary.BigEndian.PutUint16(p[4:], id)
-	var sum uint32
-	for i := 0; i < len(p); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(p[i:]))
-	}
-	binary.BigEndian.PutUint16(p[2:], ^uint16(sum&0xffff+sum>>16))
-	return p
 }

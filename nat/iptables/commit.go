@@ -118,7 +118,9 @@ func (s *side) write(changes []nat.Change) (undo []nat.Change, err error) {
 }
 
 // shape tells which of the permanent chains and jumps there are.
-func (s *side) shape() [2]bool { return [2]bool{s.model.active(), len(s.model.Networks) > 0} }
+func (s *side) shape() [3]bool {
+	return [3]bool{s.model.active(), len(s.model.Networks) > 0, s.model.marks()}
+}
 
 // rewrite writes those chains whose rules are no longer what they were before.
 func (s *side) rewrite(before map[chainName][]string) error {

@@ -21,6 +21,8 @@ var errInjected = errors.New("injected")
 func TestFailAtEveryWrite(t *testing.T) {
 	moved := nattest.Map4(1, 2)
 	moved.External = nattest.Map4(1, 1).External
+	marked, other := nattest.Net(1), nattest.Net(1)
+	marked.Mark, other.Mark = 7, 8
 	steps := []struct {
 		name string // what the error must name
 		do   func(nat.Backend) error
@@ -28,6 +30,8 @@ func TestFailAtEveryWrite(t *testing.T) {
 		{`"net1"`, func(b nat.Backend) error { return b.AddNetwork(nattest.Net(1)) }},
 		{`"203.0.113.1 2001:db8:cafe::1"`, func(b nat.Backend) error { return b.Add(nattest.Map4(1, 1), nattest.Map6(1, 1)) }},
 		{`"net2"`, func(b nat.Backend) error { return b.AddNetwork(nattest.Net(2)) }},
+		{`"net1"`, func(b nat.Backend) error { return b.AddNetwork(marked) }},
+		{`"net1"`, func(b nat.Backend) error { return b.AddNetwork(other) }},
 		{`"203.0.113.1"`, func(b nat.Backend) error { return b.Add(moved) }},
 		{`"203.0.113.1"`, func(b nat.Backend) error { return b.Remove(moved) }},
 		{`"2001:db8:cafe::1"`, func(b nat.Backend) error { return b.Remove(nattest.Map6(1, 1)) }},
@@ -219,5 +223,19 @@ func TestChangesTouchOnlyTheirBuckets(t *testing.T) {
 		if lines := strings.Count(strings.Join(r.written, ""), "\n-A "); len(r.written) != 1 || lines > 2*bucket+2 {
 			t.Errorf("%d writes, %d rules: %s", len(r.written), lines, r.written)
 		}
+	}
+	for _, n.Mark = range []uint32{7, 8} {
+		r.written = nil
+		if err := b.AddNetwork(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := `*mangle
+:XIP-MARK - [0:0]
+-A XIP-MARK -i br1 -m comment --comment "extip:net1" -j MARK --set-xmark 0x8/0xffffffff
+COMMIT
+`
+	if len(r.written) != 1 || r.written[0] != want {
+		t.Errorf("another mark: %s, want\n%s", r.written, want)
 	}
 }

@@ -27,6 +27,16 @@ func newModel(f family) *model {
 
 func (m *model) active() bool { return len(m.Networks) > 0 || len(m.Mappings) > 0 }
 
+// marks tells whether packets of any network are marked.
+func (m *model) marks() bool {
+	for _, n := range m.Networks {
+		if n.Mark != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (m *model) sorted() []nat.Network {
 	return slices.SortedFunc(maps.Values(m.Networks), func(a, b nat.Network) int { return cmp.Compare(a.ID, b.ID) })
 }
@@ -98,7 +108,8 @@ func (m *model) touched(e nat.Change) []chainName {
 	var names []chainName
 	for _, s := range []nat.State{e.Put, e.Drop} {
 		if len(s.Networks) > 0 {
-			names = append(names, chainName{tableNat, chainPost}, chainName{tableMangle, chainIsolate}, chainName{tableFilter, chainForward})
+			names = append(names, chainName{tableNat, chainPost}, chainName{tableMangle, chainMark}, chainName{tableMangle, chainIsolate},
+				chainName{tableFilter, chainForward})
 		}
 		for _, mp := range s.Mappings {
 			for _, t := range m.trees {
@@ -132,6 +143,10 @@ func (m *model) tables() []table {
 		mangle.jumps = isolateJumps()
 		mangle.chains = map[string][]string{chainIsolate: m.rules(chainIsolate)}
 	}
+	if m.marks() {
+		mangle.jumps = append(mangle.jumps, markJumps()...)
+		mangle.chains[chainMark] = m.rules(chainMark)
+	}
 	return []table{natTable, mangle, admission(networks)}
 }
 
@@ -144,6 +159,8 @@ func (m *model) rules(chain string) []string {
 		return hairpinRules()
 	case chainPost:
 		return postRules(m.family, m.sorted())
+	case chainMark:
+		return markRules(m.sorted())
 	case chainIsolate:
 		return isolateRules(m.sorted())
 	case chainForward:

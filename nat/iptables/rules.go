@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -16,7 +17,8 @@ import (
 //	        POSTROUTING ─ XIP-POST ┬ XIP-G ─ …            hide the client
 //	                               ├ XIP-HAIRPIN ─ XIP-S  within a bridge
 //	                               └ XIP-S ─ …            container → external
-//	mangle  FORWARD ─ XIP-ISOLATE                         what must not pass
+//	mangle  PREROUTING ─ XIP-MARK                         networks' marks
+//	        FORWARD ─ XIP-ISOLATE                         what must not pass
 //	filter  FORWARD ─ EXTIP-FORWARD                       what may pass
 const (
 	chainPre         = "XIP-PRE"
@@ -25,6 +27,7 @@ const (
 	chainDestination = "XIP-D"
 	chainSource      = "XIP-S"
 	chainGateway     = "XIP-G"
+	chainMark        = "XIP-MARK"
 	chainIsolate     = "XIP-ISOLATE"
 	chainForward     = "EXTIP-FORWARD"
 )
@@ -121,6 +124,9 @@ func natJumps() []jump {
 // engines keep inserting accepts above it.
 func isolateJumps() []jump { return []jump{{from: "FORWARD", to: chainIsolate}} }
 
+// markJumps come before an accept that somebody else may have there.
+func markJumps() []jump { return []jump{{from: "PREROUTING", to: chainMark, first: true}} }
+
 // preRules translate external destinations, of forwarded packets as well as
 // of local ones: an address that is routed to this host need not be local.
 func preRules() []string { return []string{rule("", mark, chainDestination)} }
@@ -173,6 +179,17 @@ func isolateRules(networks []nat.Network) []string {
 			rule(in+" -m conntrack --ctstate INVALID", by, "DROP"),
 			// Nobody reaches a container but by its external address.
 			rule("! "+in+" "+out+" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT", by, "DROP"))
+	}
+	return rules
+}
+
+// markRules mark what comes from the networks that have a mark.
+func markRules(networks []nat.Network) []string {
+	var rules []string
+	for _, n := range networks {
+		if n.Mark != 0 {
+			rules = append(rules, rule("-i "+n.Bridge, owned(n.ID), fmt.Sprintf("MARK --set-xmark %#x/0xffffffff", n.Mark)))
+		}
 	}
 	return rules
 }

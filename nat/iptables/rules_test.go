@@ -37,6 +37,8 @@ func TestRules(t *testing.T) {
 	noEgress.Egress = false
 	internal := nattest.Net(2)
 	internal.Internal = true
+	marked := nattest.Net(2)
+	marked.Mark = 0x10203
 	for _, tt := range []struct {
 		name   string
 		family family
@@ -47,6 +49,7 @@ func TestRules(t *testing.T) {
 		{"gateway", family{}, nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{gateway, noEgress}}},
 		{"internal", family{}, nat.State{Networks: []nat.Network{internal}}},
 		{"two-networks", family{}, nat.State{Networks: []nat.Network{nattest.Net(1), nattest.Net(2)}, Mappings: []nat.Mapping{nattest.Map4(1, 0x33), nattest.Map4(2, 0x34)}}},
+		{"marks", family{}, nat.State{Networks: []nat.Network{nattest.Net(1), marked}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			file := filepath.Join("testdata", tt.name+".rules")
@@ -98,6 +101,13 @@ func TestTranslation(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f family) {
 		r := random(t)
 		networks := []nat.Network{nattest.Net(1), nattest.Net(2)}
+		networks[1].Mark = 0x2b
+		markOf := func(m nat.Mapping) uint32 {
+			if bridgeOf(m) == networks[1].Bridge {
+				return networks[1].Mark
+			}
+			return 0
+		}
 		ms := mappings(r, f, 60)
 		tr := tracer{model: modelOf(f, nat.State{Networks: networks, Mappings: ms})}
 		client, server := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("198.51.100.80")
@@ -115,7 +125,7 @@ func TestTranslation(t *testing.T) {
 			check("in", in, packet{src: seen(client, m.Gateway), dst: m.Internal, in: "eth0", out: bridgeOf(m), state: "NEW", mapped: true})
 
 			out := tr.trace(packet{src: m.Internal, dst: server, in: bridgeOf(m), state: "NEW"})
-			check("out", out, packet{src: seenAs(m), dst: server, in: bridgeOf(m), out: "eth0", state: "NEW"})
+			check("out", out, packet{src: seenAs(m), dst: server, in: bridgeOf(m), out: "eth0", state: "NEW", mark: markOf(m)})
 
 			direct := tr.trace(packet{src: client, dst: m.Internal, in: "eth0", state: "NEW"})
 			check("past the mapping", direct, packet{})
@@ -132,7 +142,7 @@ func TestTranslation(t *testing.T) {
 			if to.Gateway {
 				from = masqueraded()
 			}
-			check("to another", peer, packet{src: from, dst: to.Internal, in: bridgeOf(m), out: bridgeOf(to), state: "NEW", mapped: true})
+			check("to another", peer, packet{src: from, dst: to.Internal, in: bridgeOf(m), out: bridgeOf(to), state: "NEW", mapped: true, mark: markOf(m)})
 		}
 		other := packet{src: client, dst: server, in: "eth0", out: "eth0", state: "NEW"}
 		check("others' traffic", tr.trace(other), other)

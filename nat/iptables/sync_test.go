@@ -16,6 +16,7 @@ func TestSyncReports(t *testing.T) {
 		Networks: []nat.Network{nattest.Net(1)},
 		Mappings: []nat.Mapping{nattest.Map4(1, 0x33), nattest.Map4(1, 0x34), nattest.Map6(1, 0x33)},
 	}
+	st.Networks[0].Mark = 7
 	for _, tt := range []struct {
 		name     string
 		commands []string
@@ -50,6 +51,12 @@ func TestSyncReports(t *testing.T) {
 			nil,
 		},
 		{"a jump is gone", []string{"iptables -t mangle -D FORWARD 1"}, []string{"mangle: jump from FORWARD to XIP-ISOLATE was missing"}},
+		{"marks are gone", []string{"iptables -t mangle -F XIP-MARK"}, []string{"mangle: chain XIP-MARK was altered"}},
+		{
+			"somebody keeps packets from being marked",
+			[]string{"iptables -t mangle -I PREROUTING -j ACCEPT"},
+			[]string{"mangle: jump from PREROUTING to XIP-MARK was at position 2"},
+		},
 		{"a jump is doubled", []string{"iptables -t mangle -A FORWARD -j XIP-ISOLATE"}, []string{"mangle: jump from FORWARD to XIP-ISOLATE was there 2 times"}},
 		{
 			"a jump has lost its mark",

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ type packet struct {
 	state    string // conntrack's
 	mapped   bool   // its destination was translated
 	local    bool   // it comes from a process on the host
+	mark     uint32
 }
 
 // A tracer walks the rules of a model as the kernel would.
@@ -21,6 +23,11 @@ type tracer struct{ model *model }
 
 // trace is what becomes of the first packet of a connection.
 func (t tracer) trace(p packet) packet {
+	if target := t.walk(chainMark, p); !p.local && target != "" {
+		if _, err := fmt.Sscanf(target, "MARK --set-xmark %v/0xffffffff", &p.mark); err != nil {
+			panic(err)
+		}
+	}
 	if target := t.walk(chainPre, p); target != "" {
 		p.dst, p.mapped = netip.MustParseAddr(lastField(target)), true
 	}
@@ -81,7 +88,7 @@ func (p packet) matches(option string) bool {
 	case "--ctstate":
 		states := strings.Split(value, ",")
 		return slices.Contains(states, p.state) || p.mapped && slices.Contains(states, "DNAT")
-	case "-m", "--comment", "-j", "--to-destination", "--to-source":
+	case "-m", "--comment", "-j", "--to-destination", "--to-source", "--set-xmark":
 		return true
 	}
 	panic("the tracer does not know " + option)

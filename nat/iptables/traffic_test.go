@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/extip/extip/internal/natlab"
+	"github.com/extip/extip/internal/nettest"
+	"github.com/extip/extip/nat"
 )
 
 func TestTraffic(t *testing.T) {
@@ -30,5 +32,11 @@ func TestTraffic(t *testing.T) {
 				})
 			})
 		}
+	})
+}
+
+func TestUplinks(t *testing.T) {
+	eachFlavour(t, func(t *testing.T, flavour string) {
+		natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) })
 	})
 }

@@ -82,11 +82,15 @@ func reapply(b *Backend) error {
 	if repaired, err := b.Repair(); err != nil || len(repaired) > 0 {
 		return fmt.Errorf("repaired %q, %w", repaired, err)
 	}
+	marked := nattest.Net(1)
+	marked.Mark = 7
 	for _, step := range []func() error{
+		func() error { return b.AddNetwork(marked) },
 		func() error { return b.AddNetwork(nattest.Net(2)) },
 		func() error { return b.Add(nattest.Map4(2, 201)) },
 		func() error { return b.Remove(nattest.Map4(2, 201)) },
 		func() error { return b.RemoveNetwork(nattest.Net(2)) },
+		func() error { return b.AddNetwork(nattest.Net(1)) },
 	} {
 		if err := step(); err != nil {
 			return err

@@ -27,6 +27,7 @@ const (
 	setPost     = "post_by_oif" // bridge → chain
 	setInto     = "fwd_by_oif"  // bridge → chain
 	setFrom     = "fwd_by_iif"  // bridge → chain
+	setMark     = "mark_by_iif" // bridge → mark, networks that have one
 )
 
 // The chains; each network adds up to three, named by its id.
@@ -37,6 +38,7 @@ const (
 	chainForward     = "forward"
 	chainInput       = "input"
 	chainHairpin     = "hairpin"
+	chainMarks       = "marks" // while a network has one
 	prefixPost       = "post-"
 	prefixInto       = "into-"
 	prefixFrom       = "from-"
@@ -49,6 +51,9 @@ const (
 	beforeDNAT   = -110
 	beforeSNAT   = 90
 	beforeFilter = -1
+	// Others mark at -150: their connections' marks, put back onto packets,
+	// would replace ours.
+	afterMangle = -149
 )
 
 // A table is what one family's table holds, or a part of that.
@@ -185,6 +190,24 @@ func frame(t *table, f family, networks []nat.Network) {
 	for _, n := range networks {
 		f.frameNetwork(t, n)
 	}
+	f.frameMarks(t, networks)
+}
+
+// frameMarks adds what marks packets. Without it nobody's packets pay.
+func (f family) frameMarks(t *table, networks []nat.Network) {
+	marks := newSet(nftables.TypeIFName.Name, nftables.TypeMark.Name)
+	for _, n := range networks {
+		if n.Mark != 0 {
+			marks.elements[string(ifname(n.Bridge))] = string(native(n.Mark))
+		}
+	}
+	if len(marks.elements) == 0 {
+		return
+	}
+	t.sets[setMark] = marks
+	t.chains[chainMarks] = chain{hook{nftables.ChainTypeFilter, unix.NF_INET_PRE_ROUTING, afterMangle, nftables.ChainPolicyAccept}, []rule{
+		f.rule(meta(expr.MetaKeyIIFNAME), lookup(setMark), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: register}),
+	}}
 }
 
 // frameNetwork adds a network's own chains.

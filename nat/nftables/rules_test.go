@@ -19,6 +19,8 @@ func TestRules(t *testing.T) {
 	noEgress.Egress = false
 	internal := nattest.Net(2)
 	internal.Internal = true
+	marked := nattest.Net(2)
+	marked.Mark = 0x10203
 	only := func(n nat.Network, subnet int) nat.Network {
 		n.Subnets = n.Subnets[subnet : subnet+1]
 		return n
@@ -32,6 +34,7 @@ func TestRules(t *testing.T) {
 		{"gateway", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0)}, Mappings: []nat.Mapping{gateway, noEgress}}},
 		{"internal", nat.State{Networks: []nat.Network{only(internal, 0)}}},
 		{"two-networks", nat.State{Networks: []nat.Network{nattest.Net(1), nattest.Net(2)}, Mappings: []nat.Mapping{nattest.Map4(1, 0x33), nattest.Map4(2, 0x34)}}},
+		{"marks", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0), only(marked, 0)}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			node := newHost(t)

@@ -69,3 +69,8 @@ func TestTraffic(t *testing.T) {
 		})
 	}
 }
+
+func TestUplinks(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
+}

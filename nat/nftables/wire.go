@@ -111,13 +111,11 @@ func (b *batch) set(f family, name string, k setKind) {
 		flags = unix.NFT_SET_MAP
 		a = a.number(unix.NFTA_SET_DATA_TYPE, value.GetNFTMagic()).number(unix.NFTA_SET_DATA_LEN, value.Bytes)
 	}
-	// Without its byte order nft lists an interface name as "".
-	order := uint32(byteOrderBig)
-	if k.key == nftables.TypeIFName.Name {
-		order = byteOrderHost
+	about := userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, byteOrder(k.key))
+	if k.value == nftables.TypeMark.Name {
+		about = userdata.AppendUint32(about, userdata.NFTNL_UDATA_SET_DATABYTEORDER, byteOrder(k.value))
 	}
-	a = a.number(unix.NFTA_SET_FLAGS, flags).
-		put(unix.NFTA_SET_USERDATA, userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, order))
+	a = a.number(unix.NFTA_SET_FLAGS, flags).put(unix.NFTA_SET_USERDATA, about)
 	b.message(unix.NFT_MSG_NEWSET, netlink.Create|netlink.Excl, f, a)
 }
 
@@ -127,8 +125,17 @@ const (
 	byteOrderBig  = 2
 )
 
+// byteOrder is a type's. Without it nft lists an interface name as "", and a
+// mark with its bytes the other way round.
+func byteOrder(name string) uint32 {
+	if name == nftables.TypeIFName.Name || name == nftables.TypeMark.Name {
+		return byteOrderHost
+	}
+	return byteOrderBig
+}
+
 func datatype(name string) *nftables.SetDatatype {
-	for _, t := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName} {
+	for _, t := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName, nftables.TypeMark} {
 		if t.Name == name {
 			return &t
 		}
