@@ -100,7 +100,7 @@ func New(t *testing.T, v Variant) *Lab {
 	l.bridge("br0", "172.30.0.", "2001:db8:30::", map[string]string{"c1": "2", "c2": "3", "c3": "4", "c6": "6"})
 	l.bridge("br1", "172.31.0.", "2001:db8:31::", map[string]string{"c4": "2", "c5": "5"})
 	l.bridge("br2", "172.29.0.", "", map[string]string{"i1": "2", "i2": "3"})
-	l.bridge("docker0", "172.17.0.", "", map[string]string{"d1": "2"})
+	l.bridge("docker0", "172.17.0.", "2001:db8:17::", map[string]string{"d1": "2"})
 	l.bridge("docker1", "172.18.0.", "", map[string]string{"e1": "2"})
 	for _, m := range mappings() {
 		if m.External.Is4() {
@@ -115,6 +115,7 @@ func New(t *testing.T, v Variant) *Lab {
 		}
 	}
 	l.Load(v.Flavour, v.docker.rules)
+	l.Load6(v.Flavour, v.docker.rules6)
 	return l
 }
 
@@ -136,10 +137,24 @@ func (l *Lab) bridge(name, net4, net6 string, containers map[string]string) {
 // Load feeds rules to the host's iptables-restore.
 func (l *Lab) Load(flavour, rules string) {
 	l.t.Helper()
-	cmd := l.Host.Command("iptables-"+flavour+"-restore", "--noflush")
+	l.restore("iptables-"+flavour+"-restore", rules)
+}
+
+// Load6 is Load for IPv6.
+func (l *Lab) Load6(flavour, rules string) {
+	l.t.Helper()
+	l.restore("ip6tables-"+flavour+"-restore", rules)
+}
+
+func (l *Lab) restore(program, rules string) {
+	l.t.Helper()
+	if rules == "" {
+		return
+	}
+	cmd := l.Host.Command(program, "--noflush")
 	cmd.Stdin = strings.NewReader(rules)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		l.t.Fatalf("iptables-%s-restore: %v: %s", flavour, err, out)
+		l.t.Fatalf("%s: %v: %s", program, err, out)
 	}
 }
 

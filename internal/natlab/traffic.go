@@ -113,6 +113,25 @@ func Forbidden() []Probe {
 	}
 }
 
+// published is the traffic of a port that Docker publishes in IPv6, too: it
+// is open, does not take the external addresses' port, and nothing else is open.
+func published() (allowed, forbidden []Probe) {
+	allowed = []Probe{
+		{"cli", "tcp", "[2001:db8::2]:8080", "d1 saw 2001:db8::9"},
+		{"c1", "tcp", "[2001:db8::2]:8080", "d1 saw 2001:db8::51"},
+		{"cli", "tcp", "[2001:db8::51]:8080", "c1 saw 2001:db8::9"},
+		{"c1", "tcp", "[2001:db8::52]:8080", "c2 saw 2001:db8::51"},
+		{"d1", "tcp", "[2001:db8::51]:80", "c1 saw 2001:db8:30::1"},
+		{"d1", "tcp", "[2001:db8::9]:80", "cli saw 2001:db8::2"},
+	}
+	forbidden = []Probe{
+		{"c1", "tcp", "[2001:db8:17::2]:80", ""},
+		{"c3", "tcp", "[2001:db8:17::2]:80", ""},
+		{"d1", "tcp", "[2001:db8:30::2]:80", ""},
+	}
+	return allowed, forbidden
+}
+
 // ask makes all probes at once: waiting for the answers that do not come is
 // most of their time.
 func (l *Lab) ask(ps []Probe) []string {
@@ -169,19 +188,26 @@ func Run(t *testing.T, v Variant, open func(*Lab) Subject) {
 			t.Fatal(err)
 		}
 	}
+	allowed, forbidden := Allowed(), Forbidden()
+	if v.docker.rules6 != "" {
+		more, less := published()
+		allowed, forbidden = append(allowed, more...), append(forbidden, less...)
+	}
 	sync(State())
-	l.Check(t, "allowed", Allowed())
-	l.Check(t, "forbidden", Forbidden())
+	l.Check(t, "allowed", allowed)
+	l.Check(t, "forbidden", forbidden)
 
 	l.Load(v.Flavour, v.docker.later)
+	l.Load6(v.Flavour, v.docker.later6)
 	fromLater := Probe{"e1", "tcp", "192.0.2.54:80", "c4 saw 172.31.0.1"}
-	l.Check(t, "allowed, with a later Docker network", append(Allowed(), fromLater))
-	l.Check(t, "forbidden, with a later Docker network", Forbidden())
+	l.Check(t, "allowed, with a later Docker network", append(allowed, fromLater))
+	l.Check(t, "forbidden, with a later Docker network", forbidden)
 
 	sync(State())
-	l.checkProofs(t, v, s)
+	l.checkProofs(t, v, s, forbidden)
 	sync(State())
-	l.Check(t, "repaired", append(Forbidden(), Probe{"cli", "tcp", "192.0.2.51:8080", "c1 saw 192.0.2.9"}))
+	l.Check(t, "repaired", append(forbidden, Probe{"cli", "tcp", "192.0.2.51:8080", "c1 saw 192.0.2.9"},
+		Probe{"cli", "tcp", "[2001:db8::51]:80", "c1 saw 2001:db8::9"}))
 
 	sync(nat.State{})
 	if left := s.Left(); left != "" {
@@ -191,11 +217,21 @@ func Run(t *testing.T, v Variant, open func(*Lab) Subject) {
 
 // checkProofs shows that the probes above can fail: each is answered by the
 // wrong party, or at all, once the rule that it is about is taken away.
-func (l *Lab) checkProofs(t *testing.T, v Variant, s Subject) {
+func (l *Lab) checkProofs(t *testing.T, v Variant, s Subject, forbidden []Probe) {
 	t.Helper()
 	// Behind Docker's rules, its published port takes the external address.
 	s.Yield()
 	l.Check(t, "with Docker's rules first", []Probe{{"cli", "tcp", "192.0.2.51:8080", "d1 saw 192.0.2.9"}})
+
+	// Docker's policy drops what nobody accepts, of IPv6 where it has one.
+	const unadmitted = "*filter\n-F EXTIP-FORWARD\nCOMMIT\n"
+	l.Load(v.Flavour, unadmitted)
+	l.Load6(v.Flavour, unadmitted)
+	shut := []Probe{{"cli", "tcp", "192.0.2.54:80", ""}, {"c1", "udp", "192.0.2.9:80", ""}}
+	if v.docker.rules6 != "" {
+		shut = append(shut, Probe{"cli", "tcp", "[2001:db8::54]:80", ""}, Probe{"c1", "udp", "[2001:db8::9]:80", ""})
+	}
+	l.Check(t, "without an accept", shut)
 
 	// To accept whatever comes from a bridge opens Docker's containers.
 	if v.docker.name == docker20().name {
@@ -206,11 +242,15 @@ func (l *Lab) checkProofs(t *testing.T, v Variant, s Subject) {
 
 	// Without the backend's drops, and with a filter that passes everything.
 	s.Expose()
-	l.Load(v.Flavour, "*raw\n-F PREROUTING\nCOMMIT\n*filter\n-I FORWARD -j ACCEPT\nCOMMIT\n")
-	for i, answer := range l.ask(Forbidden()) {
-		if p := Forbidden()[i]; answer == "" {
+	const open = "*raw\n-F PREROUTING\nCOMMIT\n*filter\n-I FORWARD -j ACCEPT\nCOMMIT\n"
+	l.Load(v.Flavour, open)
+	l.Load6(v.Flavour, open)
+	for i, answer := range l.ask(forbidden) {
+		if p := forbidden[i]; answer == "" {
 			t.Errorf("unprotected: %s → %s %s: nobody answered, so the probe proves nothing", p.From, p.Network, p.To)
 		}
 	}
-	l.Load(v.Flavour, "*filter\n-D FORWARD -j ACCEPT\nCOMMIT\n")
+	const closed = "*filter\n-D FORWARD -j ACCEPT\nCOMMIT\n"
+	l.Load(v.Flavour, closed)
+	l.Load6(v.Flavour, closed)
 }

@@ -35,6 +35,12 @@ func TestTraffic(t *testing.T) {
 	})
 }
 
+func TestPaths(t *testing.T) {
+	eachFlavour(t, func(t *testing.T, flavour string) {
+		natlab.RunPaths(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) })
+	})
+}
+
 func TestUplinks(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {
 		natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) })

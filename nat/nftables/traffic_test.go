@@ -70,6 +70,11 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
+func TestPaths(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	natlab.RunPaths(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
+}
+
 func TestUplinks(t *testing.T) {
 	nettest.RequireTool(t, "nft")
 	natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
