@@ -117,7 +117,7 @@ func TestAuditRemovesForgottenNetwork(t *testing.T) {
 	audited(t, l, engine{netID: {}}, func() { time.Sleep(4 * auditInterval) })
 	l.check(`
 link xip-02b1c3d4e5f of ` + netID + ` mtu 1450 [172.31.0.1/16]
-nat network 02b1c3d4e5f6: xip-02b1c3d4e5f [172.31.0.0/16] by br-ex`)
+nat network 02b1c3d4e5f6: xip-02b1c3d4e5f [172.31.0.0/16] by br-ex,eth0`)
 }
 
 // TestEngineSocket reads the parts of the engine's answers that are needed,

@@ -45,10 +45,11 @@ type Driver struct {
 	// subnets are the containers', by network; no external address is in one.
 	subnets map[string][]netip.Prefix
 	// parents are those that networks' packets have to leave by, by network;
-	// uplinks is what those need where the host has several. uplinking is
-	// held while that is made out.
+	// needs is what that takes where the host has several uplinks, and uplinks
+	// are all of them. uplinking is held while that is made out.
 	parents   map[string]string
-	uplinks   map[string]link.Uplink
+	needs     map[string]link.Uplink
+	uplinks   []string
 	uplinking sync.Mutex
 	// inside and links find an endpoint by its container's address and by
 	// the host's end of its veth pair.
@@ -296,9 +297,12 @@ func short(id string) string { return id[:min(len(id), 12)] }
 // natNetwork is a network as the NAT rules know it.
 func (d *Driver) natNetwork(n store.Network) nat.Network {
 	d.mu.Lock()
-	mark := d.uplinks[uplinkOf(n)].Mark
-	d.mu.Unlock()
-	return nat.Network{ID: short(n.ID), Bridge: n.Bridge, Parent: n.Parent, Internal: n.Internal, Mark: mark, Subnets: subnets(n)}
+	defer d.mu.Unlock()
+	out := nat.Network{ID: short(n.ID), Bridge: n.Bridge, Internal: n.Internal, Subnets: subnets(n)}
+	if !n.Internal {
+		out.Uplinks, out.Mark = d.uplinks, d.needs[uplinkOf(n)].Mark
+	}
+	return out
 }
 
 // subnets are a network's container subnets.

@@ -49,6 +49,8 @@ type Settings interface {
 	// ARPTrouble says why neighbours on parent get no answer for addresses
 	// that are put on an interface, "" if they do.
 	ARPTrouble(parent, on string) (string, error)
+	// DefaultLinks are the interfaces of all default routes.
+	DefaultLinks() ([]string, error)
 	// SyncUplinks has packets with a mark leave by their parent, and returns
 	// what those parents need that are not the host's only way out.
 	SyncUplinks(parents []string) (needs map[string]link.Uplink, changed []string, err error)

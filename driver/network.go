@@ -120,7 +120,7 @@ func (d *Driver) addNetwork(n *network, rec store.Network) error {
 	d.subnets[rec.ID] = subnets(rec)
 	d.parents[rec.ID] = uplinkOf(rec)
 	d.mu.Unlock()
-	if _, err := d.syncUplinks(); err != nil {
+	if err := d.uplinksChange(); err != nil {
 		return errors.Join(err, d.removeNetwork(n))
 	}
 	if err := up(d.networkSteps(rec)); err != nil {
@@ -170,7 +170,16 @@ func (d *Driver) removeNetwork(n *network) error {
 		return err
 	}
 	d.forgetNetwork(n.rec.ID, n)
-	_, err := d.syncUplinks()
+	return d.uplinksChange()
+}
+
+// uplinksChange follows the parents of networks that have come or gone; what
+// that means for other networks, the next reconciliation sees to.
+func (d *Driver) uplinksChange() error {
+	changed, err := d.syncUplinks()
+	if changed {
+		d.Hint("uplinks")
+	}
 	return err
 }
 

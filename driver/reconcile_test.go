@@ -95,7 +95,7 @@ func TestRebootAndEngineDeath(t *testing.T) {
 			l.restart()
 			l.check(`
 link xip-02b1c3d4e5f of ` + netID + ` mtu 1450 [172.31.0.1/16]
-nat network 02b1c3d4e5f6: xip-02b1c3d4e5f [172.31.0.0/16] by br-ex`)
+nat network 02b1c3d4e5f6: xip-02b1c3d4e5f [172.31.0.0/16] by br-ex,eth0`)
 		},
 		"engine killed": func(l *lab) { l.host.DropLink(vethName) },
 		// The namespace lives a moment longer than the engine's memory.
@@ -164,7 +164,7 @@ func TestForgottenNetworkGivesWay(t *testing.T) {
 	}
 	l.check(`
 link xip-n2 of n2 mtu 1450 [172.31.0.1/16]
-nat network n2: xip-n2 [172.31.0.0/16] by br-ex`)
+nat network n2: xip-n2 [172.31.0.0/16] by br-ex,eth0`)
 }
 
 // TestStrays: what carries our mark without a record goes, whatever it is.

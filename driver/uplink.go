@@ -17,9 +17,9 @@ func uplinkOf(n store.Network) string {
 	return n.Parent
 }
 
-// syncUplinks has packets of networks leave by their parents where the host has
-// several uplinks, and tells whether that has changed. The rules of the networks
-// are to follow.
+// syncUplinks finds out by which interfaces containers go out, and has packets
+// of networks leave by their parents where the host has several. It tells
+// whether any of that has changed; the rules of the networks are to follow.
 func (d *Driver) syncUplinks() (changed bool, err error) {
 	d.uplinking.Lock()
 	defer d.uplinking.Unlock()
@@ -27,19 +27,25 @@ func (d *Driver) syncUplinks() (changed bool, err error) {
 	parents := slices.Compact(slices.Sorted(maps.Values(d.parents)))
 	d.mu.Unlock()
 	parents = slices.DeleteFunc(parents, func(p string) bool { return p == "" })
-	uplinks, settings, err := d.kernel.SyncUplinks(parents)
+	uplinks, err := d.kernel.DefaultLinks()
+	if err != nil {
+		return false, err
+	}
+	uplinks = slices.Compact(slices.Sorted(slices.Values(slices.Concat(uplinks, parents))))
+	needs, settings, err := d.kernel.SyncUplinks(parents)
 	if err := d.settings(settings, err); err != nil {
 		return false, err
 	}
 	d.mu.Lock()
-	before := d.uplinks
-	d.uplinks = uplinks
+	before := d.needs
+	changed = !maps.Equal(before, needs) || !slices.Equal(d.uplinks, uplinks)
+	d.needs, d.uplinks = needs, uplinks
 	d.mu.Unlock()
-	for name, u := range uplinks {
+	for name, u := range needs {
 		if u.Without != (link.Families{}) && u != before[name] {
 			d.log.WithField("parent", name).Warn("the host has no default route through it, but others: what containers send far away leaves elsewhere. " +
 				"Add one, with a higher metric than the others'")
 		}
 	}
-	return !maps.Equal(before, uplinks), nil
+	return changed, nil
 }

@@ -184,13 +184,13 @@ func TestReservation(t *testing.T) {
 func TestRoutedBlocks(t *testing.T) {
 	lab := newLab(t, options{})
 	lab.host.Serve(80)
-	lab.network("none", "172.31.0.0/16", "extip.pool=198.51.100.8/30", "extip.alias=none")
+	lab.network("nowhere", "172.31.0.0/16", "extip.pool=198.51.100.8/30", "extip.alias=none")
 	lab.network("lo", "172.30.0.0/16", "extip.pool=198.51.100.16/30", "extip.alias=lo")
 	lab.docker("network", "create", "-d", "extip", "--subnet", "172.29.0.0/16", "-o", "extip.parent=lo", "-o", "extip.pool=198.51.100.32/30", "onlo")
 	before := lab.host.Dump()
 	lab.outside.Run("ip", "route", "add", "198.51.100.0/24", "via", hostAddr)
 	var questions []question
-	for name, addr := range map[string]string{"none": "198.51.100.9", "lo": "198.51.100.17", "onlo": "198.51.100.33"} {
+	for name, addr := range map[string]string{"nowhere": "198.51.100.9", "lo": "198.51.100.17", "onlo": "198.51.100.33"} {
 		c := lab.run(name, "--network", "name="+name+",driver-opt=extip.address="+addr)
 		questions = append(questions,
 			question{lab.outside, "tcp", addr + ":80", name + " saw " + outsideAddr},
@@ -204,7 +204,7 @@ func TestRoutedBlocks(t *testing.T) {
 	if addrs := lab.host.Run("ip", "addr", "show", "dev", lab.parent); strings.Contains(addrs, "198.51.100.") {
 		t.Errorf("on the parent: %s", addrs)
 	}
-	lab.docker("rm", "-f", "none", "lo", "onlo")
+	lab.docker("rm", "-f", "nowhere", "lo", "onlo")
 	lab.unchanged(before)
 }
 

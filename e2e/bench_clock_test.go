@@ -21,7 +21,7 @@ type clock struct {
 func (c *clock) kernel(k driver.Kernel) driver.Kernel {
 	k.Links = timedLinks{k.Links, c}
 	k.Addresses = timedAddresses{k.Addresses, c}
-	k.Announcer = timedAnnouncer{k.Announcer, c}
+	k.Neighbours = timedNeighbours{k.Neighbours, c}
 	k.NAT = timedNAT{k.NAT, c}
 	return k
 }
@@ -82,13 +82,13 @@ func (a timedAddresses) Forget(f link.Flows) error {
 	return a.c.time("flows", func() error { return a.Addresses.Forget(f) })
 }
 
-type timedAnnouncer struct {
-	driver.Announcer
+type timedNeighbours struct {
+	driver.Neighbours
 	c *clock
 }
 
-func (a timedAnnouncer) Announce(parent string, ip netip.Addr) error {
-	return a.c.time("announcement", func() error { return a.Announcer.Announce(parent, ip) })
+func (a timedNeighbours) Announce(parent string, ip netip.Addr) error {
+	return a.c.time("announcement", func() error { return a.Neighbours.Announce(parent, ip) })
 }
 
 type timedNAT struct {

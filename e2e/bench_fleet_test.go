@@ -90,7 +90,7 @@ func (f *fleet) natState() nat.State {
 	var s nat.State
 	for i := range f.networks() {
 		s.Networks = append(s.Networks, nat.Network{
-			ID: networkID(i)[:12], Bridge: link.BridgeName(networkID(i)), Parent: "eth0",
+			ID: networkID(i)[:12], Bridge: link.BridgeName(networkID(i)), Uplinks: []string{"eth0"},
 			Subnets: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("172.%d.0.0/16", 16+i))},
 		})
 	}
@@ -262,7 +262,7 @@ func (f *fleet) open(s *store.Store) error {
 	log.SetOutput(io.Discard)
 	f.clock = &clock{}
 	f.driver, err = driver.New(f.clock.kernel(driver.Kernel{
-		Links: host, Addresses: host, Settings: host, Announcer: announcer, NAT: f.nat,
+		Links: host, Addresses: host, Settings: host, Neighbours: announcer, NAT: f.nat,
 	}), s, driver.Defaults{}, log)
 	return err
 }

@@ -139,7 +139,7 @@ func extipWay(t *testing.T, l *lab, rules, backend string, count, i int) *way {
 	host.Run("ip", "addr", "add", external+"/32", "dev", "eth0", "scope", "host")
 
 	state := nat.State{Networks: []nat.Network{{
-		ID: "bench", Bridge: "xip-bench", Parent: "eth0", Subnets: []netip.Prefix{netip.MustParsePrefix("172.31.0.0/16")},
+		ID: "bench", Bridge: "xip-bench", Uplinks: []string{"eth0"}, Subnets: []netip.Prefix{netip.MustParsePrefix("172.31.0.0/16")},
 	}}}
 	for n := range count {
 		m := nat.Mapping{

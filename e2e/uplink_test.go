@@ -28,6 +28,8 @@ func twoUplinks(t *testing.T, o options) {
 	router.Serve(80)
 	wan.Plug(lab.host, "eth9", "198.51.100.10/24", "2001:db8:100::10/64")
 	lab.host.Sysctl("ipv4.conf.eth9.rp_filter", "1")
+	lab.host.Sysctl("ipv6.conf.all.forwarding", "1") // which stays on
+	lab.outside.Run("ip", "route", "add", "198.51.100.0/24", "via", hostAddr)
 	before := lab.host.Dump()
 
 	create := []string{"network", "create", "-d", "extip", "--subnet", "172.31.0.0/16", "--ipv6", "--subnet", "2001:db8:31::/64",

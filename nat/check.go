@@ -47,8 +47,8 @@ func (s State) Usable() (good State, err error) {
 
 func checkNetwork(n Network) error {
 	err := errors.Join(checkID(n.ID), checkInterface("bridge", n.Bridge))
-	if !n.Internal {
-		err = errors.Join(err, checkInterface("parent", n.Parent))
+	for _, name := range n.Uplinks {
+		err = errors.Join(err, checkInterface("uplink", name))
 	}
 	seen := map[bool]bool{} // by whether it is IPv4
 	for _, p := range n.Subnets {

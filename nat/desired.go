@@ -38,7 +38,7 @@ func (d Desired) Equal(o Desired) bool {
 }
 
 func sameNetwork(a, b Network) bool {
-	return a.ID == b.ID && a.Bridge == b.Bridge && a.Parent == b.Parent && a.Internal == b.Internal &&
+	return a.ID == b.ID && a.Bridge == b.Bridge && slices.Equal(a.Uplinks, b.Uplinks) && a.Internal == b.Internal &&
 		a.Mark == b.Mark && slices.Equal(a.Subnets, b.Subnets)
 }
 

@@ -14,9 +14,10 @@ type Network struct {
 	// ID marks the rules as belonging to this network. Unique, and safe in
 	// a rule comment: letters and digits only, at most 12.
 	ID string
-	// Bridge and Parent are interface names of the host.
-	Bridge string
-	Parent string
+	// Bridge is an interface of the host, and so are Uplinks, by which the
+	// containers' packets may leave the host.
+	Bridge  string
+	Uplinks []string
 	// Subnets are the container subnets on Bridge, at most one per family.
 	Subnets []netip.Prefix
 	// Internal networks exchange no packets with anything beyond Bridge,

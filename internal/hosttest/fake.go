@@ -372,6 +372,9 @@ func (h *Host) SettleARP(string) ([]string, error) {
 // ARPTrouble implements driver.Settings.
 func (h *Host) ARPTrouble(string, string) (string, error) { return "", nil }
 
+// DefaultLinks implements driver.Settings.
+func (h *Host) DefaultLinks() ([]string, error) { return []string{"eth0"}, nil }
+
 // SyncUplinks implements driver.Settings: the machine has one uplink.
 func (h *Host) SyncUplinks([]string) (map[string]link.Uplink, []string, error) {
 	h.mu.Lock()

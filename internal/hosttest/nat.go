@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/extip/extip/nat"
 )
@@ -132,7 +133,7 @@ func (r rules) clone() rules { return rules{maps.Clone(r.networks), maps.Clone(r
 func (r rules) lines() []string {
 	var lines []string
 	for _, n := range r.networks {
-		lines = append(lines, fmt.Sprintf("nat network %s: %s %v by %s%s%s", n.ID, n.Bridge, n.Subnets, n.Parent,
+		lines = append(lines, fmt.Sprintf("nat network %s: %s %v by %s%s%s", n.ID, n.Bridge, n.Subnets, strings.Join(n.Uplinks, ","),
 			flag(n.Internal, " internal"), flag(n.Mark != 0, fmt.Sprintf(" mark %#x", n.Mark))))
 	}
 	for _, m := range r.mappings {

@@ -46,8 +46,8 @@ func State() nat.State { return nat.State{Networks: networks(), Mappings: mappin
 
 func networks() []nat.Network {
 	return []nat.Network{
-		{ID: "n0", Bridge: "br0", Parent: "eth0", Subnets: prefixes("172.30.0.0/24", "2001:db8:30::/64")},
-		{ID: "n1", Bridge: "br1", Parent: "eth0", Subnets: prefixes("172.31.0.0/24", "2001:db8:31::/64"), Mark: 7},
+		{ID: "n0", Bridge: "br0", Uplinks: []string{"eth0"}, Subnets: prefixes("172.30.0.0/24", "2001:db8:30::/64")},
+		{ID: "n1", Bridge: "br1", Uplinks: []string{"eth0"}, Subnets: prefixes("172.31.0.0/24", "2001:db8:31::/64"), Mark: 7},
 		{ID: "n2", Bridge: "br2", Internal: true, Subnets: prefixes("172.29.0.0/24")},
 	}
 }

@@ -44,7 +44,7 @@ func RunPaths(t *testing.T, open func(*nettest.Node) nat.Backend) {
 	p := newPaths(t)
 	b := open(p.Host)
 	only6 := nat.State{
-		Networks: []nat.Network{{ID: "n6", Bridge: "br6", Parent: "eth0", Subnets: prefixes("2001:db8:36::/64")}},
+		Networks: []nat.Network{{ID: "n6", Bridge: "br6", Uplinks: []string{"eth0"}, Subnets: prefixes("2001:db8:36::/64")}},
 		Mappings: []nat.Mapping{mapping("c6", "2001:db8:1::56", "2001:db8:36::2")},
 	}
 	sync := func(st nat.State) {
@@ -58,8 +58,8 @@ func RunPaths(t *testing.T, open func(*nettest.Node) nat.Backend) {
 
 	all := nat.State{
 		Networks: append([]nat.Network{
-			{ID: "n1", Bridge: "br1", Parent: "eth0", Subnets: prefixes("172.31.1.0/24", "2001:db8:31::/64")},
-			{ID: "n2", Bridge: "br2", Parent: "eth0", Subnets: prefixes("172.31.2.0/24", "2001:db8:32::/64")},
+			{ID: "n1", Bridge: "br1", Uplinks: []string{"eth0"}, Subnets: prefixes("172.31.1.0/24", "2001:db8:31::/64")},
+			{ID: "n2", Bridge: "br2", Uplinks: []string{"eth0"}, Subnets: prefixes("172.31.2.0/24", "2001:db8:32::/64")},
 		}, only6.Networks...),
 		Mappings: append([]nat.Mapping{
 			mapping("c1", "192.0.2.51", "172.31.1.2"), mapping("c1", "2001:db8:1::51", "2001:db8:31::2"),

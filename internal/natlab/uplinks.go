@@ -49,8 +49,8 @@ func RunUplinks(t *testing.T, open func(*nettest.Node) nat.Backend) {
 
 	st := nat.State{
 		Networks: []nat.Network{
-			{ID: "n1", Bridge: "br1", Parent: "eth1", Subnets: prefixes("172.30.1.0/24", "2001:db8:30:1::/64")},
-			{ID: "n2", Bridge: "br2", Parent: "eth0", Subnets: prefixes("172.30.2.0/24", "2001:db8:30:2::/64")},
+			{ID: "n1", Bridge: "br1", Uplinks: []string{"eth1"}, Subnets: prefixes("172.30.1.0/24", "2001:db8:30:1::/64")},
+			{ID: "n2", Bridge: "br2", Uplinks: []string{"eth0"}, Subnets: prefixes("172.30.2.0/24", "2001:db8:30:2::/64")},
 		},
 		Mappings: []nat.Mapping{
 			mapping("c1", "203.0.113.1", "172.30.1.2"), mapping("c1", "2001:db8:cafe::1", "2001:db8:30:1::2"),

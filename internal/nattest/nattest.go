@@ -55,9 +55,9 @@ func Run(t *testing.T, open func(*testing.T) Subject) {
 // Net is a network for tests; i tells several apart.
 func Net(i int) nat.Network {
 	return nat.Network{
-		ID:     fmt.Sprintf("net%d", i),
-		Bridge: fmt.Sprintf("br%d", i),
-		Parent: "eth0",
+		ID:      fmt.Sprintf("net%d", i),
+		Bridge:  fmt.Sprintf("br%d", i),
+		Uplinks: []string{"eth0"},
 		Subnets: []netip.Prefix{
 			netip.MustParsePrefix(fmt.Sprintf("172.30.%d.0/24", i)),
 			netip.MustParsePrefix(fmt.Sprintf("2001:db8:30:%d::/64", i)),
@@ -244,7 +244,7 @@ func testRefuse(t *testing.T, s Subject) {
 			t.Errorf("bridge %q: accepted", dev)
 		}
 		n = Net(2)
-		n.Parent = dev
+		n.Uplinks = []string{dev}
 		if s.AddNetwork(n) == nil {
 			t.Errorf("parent %q: accepted", dev)
 		}

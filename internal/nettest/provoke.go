@@ -61,11 +61,10 @@ func provoke(to netip.AddrPort, size, ttl int) (string, error) {
 			return "", err
 		}
 		buf, oob := make([]byte, 2048), make([]byte, 256)
-		size, oobn, _, about, err := unix.Recvmsg(fd, buf, oob, unix.MSG_ERRQUEUE)
-		if err == nil {
+		if _, oobn, _, about, err := unix.Recvmsg(fd, buf, oob, unix.MSG_ERRQUEUE); err == nil {
 			return describe(oob[:oobn], addrOf(about))
 		}
-		size, err = unix.Read(fd, buf)
+		size, err := unix.Read(fd, buf)
 		return strings.TrimSpace(string(buf[:max(0, size)])), err
 	}
 }

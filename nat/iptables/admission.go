@@ -78,10 +78,12 @@ func forwardRules(networks []nat.Network) []string {
 		if !n.Internal {
 			rules = append(rules,
 				rule(out+" -m conntrack --ctstate RELATED,ESTABLISHED", by, "ACCEPT"),
-				rule(out+" "+wasMapped, by, "ACCEPT"),
-				// Not whatever comes from the bridge: that would
-				// open the containers of Docker's own networks.
-				rule(in+" -o "+n.Parent, by, "ACCEPT"))
+				rule(out+" "+wasMapped, by, "ACCEPT"))
+			// Not whatever comes from the bridge: that would open the
+			// containers of Docker's own networks.
+			for _, uplink := range n.Uplinks {
+				rules = append(rules, rule(in+" -o "+uplink, by, "ACCEPT"))
+			}
 		}
 		rules = append(rules, rule(in+" "+out, by, "ACCEPT"))
 	}

@@ -172,7 +172,7 @@ func (b *Backend) committed(after uint32) {
 // transaction that leaves nothing.
 func (k *kernel) probe(flags uint32) error {
 	f := family{}
-	sample := nat.Network{ID: "1", Bridge: "probe", Parent: "probe", Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Mark: 1}
+	sample := nat.Network{ID: "1", Bridge: "probe", Uplinks: []string{"probe"}, Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Mark: 1}
 	want := modelOf(nat.State{Networks: []nat.Network{sample}}).whole(f)
 	want.flags = flags
 	b := &batch{name: tableName + "-probe"}
