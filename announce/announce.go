@@ -1,10 +1,10 @@
-// Package announce tells the neighbours on a segment where an external
-// address is now. It is the only door to raw sockets.
+// Package announce sees to it that a segment agrees on whose an external
+// address is: it asks whether somebody has the address, tells the neighbours
+// that it is here, and listens for others who claim it. It speaks ARP for
+// IPv4 and neighbour discovery for IPv6, and is the only door to raw sockets.
 package announce
 
 import (
-	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -22,138 +22,137 @@ const Spacing = 1100 * time.Millisecond
 // Times is how often an address is announced.
 const Times = 3
 
-// Announcer announces addresses by gratuitous ARP. Announce may be called
-// concurrently; Run is the one actor that repeats.
+// An Announcer probes, announces and watches addresses in one network
+// namespace. All methods may be called concurrently.
+//
+// An interface is named by its parent argument and looked up at each call, so
+// it may be deleted and made again. One that has no neighbours (lo, a tunnel,
+// whatever isn't Ethernet or has no ARP) is no error: there is nobody to ask
+// or tell. ErrNoParent and ErrParentDown tell those apart that have none now.
 type Announcer struct {
-	mu      sync.Mutex // a send binds the socket to its interface
-	fd      int
-	repeats chan announcement
-	// spacing between announcements; a field so that tests needn't wait.
-	spacing time.Duration
+	arp, ndp *socket
+	names    *socket // receives nothing; to look interfaces up with
+	readers  sync.WaitGroup
+	// failures has a reader's error; conflicts what readers saw, for Run.
+	failures  chan error
+	conflicts chan Conflict
+	// wake tells Run that repeats are queued where none were.
+	wake  chan struct{}
+	start time.Time
+
+	refresh time.Duration
+	// Fields so that tests needn't wait.
+	spacing, defendInterval, reportInterval time.Duration
+
+	mu      sync.Mutex // for what is below; held while a packet is sent, not for a wait
+	parents map[string]*parent
+	byIndex map[int]*parent
+	repeats []repeat // in order of time
 }
 
-type announcement struct {
-	parent string
-	addr   netip.Addr
-}
-
-// backlog is how many announcements wait for Run; beyond that, an address is
-// announced once only.
-const backlog = 1024
-
-// New returns an Announcer for the calling thread's network namespace. It
-// needs CAP_NET_RAW.
+// New returns an Announcer for the calling thread's network namespace, whose
+// sockets it opens. It needs CAP_NET_RAW. Nothing is received before the first
+// Probe, Announce or Watch, and then only from the interfaces in use.
 func New() (*Announcer, error) {
-	// Protocol 0: this socket receives nothing.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("announce: open packet socket: %w", err)
+	var sockets [3]*socket
+	for i, open := range []struct {
+		protocol uint16
+		sight    func([]byte, mac) (sighting, bool)
+	}{{unix.ETH_P_ARP, sightARP}, {unix.ETH_P_IPV6, sightNDP}, {}} {
+		s, err := openSocket(open.protocol, open.sight)
+		if err != nil {
+			return nil, err // the others are closed when they are collected
+		}
+		sockets[i] = s
 	}
-	return &Announcer{fd: fd, repeats: make(chan announcement, backlog), spacing: Spacing}, nil
+	a := &Announcer{
+		arp: sockets[0], ndp: sockets[1], names: sockets[2],
+		failures:  make(chan error, 2),
+		conflicts: make(chan Conflict, 64),
+		wake:      make(chan struct{}, 1),
+		// An hour ago, so that time 0 is long ago.
+		start:          time.Now().Add(-time.Hour),
+		spacing:        Spacing,
+		defendInterval: DefendInterval,
+		reportInterval: ReportInterval,
+		parents:        map[string]*parent{},
+		byIndex:        map[int]*parent{},
+	}
+	for _, s := range sockets[:2] {
+		a.readers.Go(func() { a.read(s) })
+	}
+	return a, nil
 }
 
-// Close closes the socket; call it after Run has returned.
-func (a *Announcer) Close() error { return unix.Close(a.fd) }
+// Close closes the sockets; call it after Run and every Probe have returned.
+func (a *Announcer) Close() error {
+	err := errors.Join(a.arp.file.Close(), a.ndp.file.Close(), a.names.file.Close())
+	a.readers.Wait()
+	return err
+}
 
-// Announce tells the neighbours on parent at once that addr is here, and lets
-// Run do so again. It doesn't wait for them.
+// Announce tells the neighbours on parent at once that addr is here, lets Run
+// do so again, and has addr defended until Unwatch. It doesn't wait, nor does
+// it take longer the more addresses there are. If parent is missing or down,
+// nothing changes; after another error, Run repeats all the same.
 func (a *Announcer) Announce(parent string, addr netip.Addr) error {
-	if err := a.send(parent, addr); err != nil {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.announce(parent, addr); err != nil {
 		return fmt.Errorf("announce: %s on %s: %w", addr, parent, err)
-	}
-	select {
-	case a.repeats <- announcement{parent, addr}:
-	default:
 	}
 	return nil
 }
 
-// Run repeats announcements until ctx ends. A repetition that fails is left
-// out: the parent may have gone.
-func (a *Announcer) Run(ctx context.Context) error {
-	type due struct {
-		announcement
-		at   time.Time
-		left int
+func (a *Announcer) announce(parent string, addr netip.Addr) error {
+	if err := usable(addr); err != nil {
+		return err
 	}
-	// All waits are equally long, so the queue is in order of time.
-	var queue []due
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case r := <-a.repeats:
-			queue = append(queue, due{r, time.Now().Add(a.spacing), Times - 1})
-		case <-timer.C:
-			for len(queue) > 0 && !queue[0].at.After(time.Now()) {
-				d := queue[0]
-				queue = queue[1:]
-				_ = a.send(d.parent, d.addr)
-				if d.left--; d.left > 0 {
-					d.at = time.Now().Add(a.spacing)
-					queue = append(queue, d)
-				}
-			}
-		}
-		if len(queue) > 0 {
-			timer.Reset(time.Until(queue[0].at))
-		}
+	l, ok, err := a.find(parent)
+	if err != nil || !ok {
+		return err
 	}
-}
-
-// send sends one announcement.
-func (a *Announcer) send(parent string, addr netip.Addr) error {
-	if !addr.Is4() {
-		return errors.New("only IPv4 addresses can be announced")
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	ifr, err := unix.NewIfreq(parent)
+	p, err := a.use(parent, l, addr)
 	if err != nil {
 		return err
 	}
-	if err := unix.IoctlIfreq(a.fd, unix.SIOCGIFINDEX, ifr); err != nil {
-		return err
-	}
-	index := int(ifr.Uint32())
-	// A bound packet socket knows its interface's kind and MAC, in the
-	// namespace that the socket was made in.
-	if err := unix.Bind(a.fd, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
-		return err
-	}
-	name, err := unix.Getsockname(a.fd)
-	if err != nil {
-		return err
-	}
-	own, ok := name.(*unix.SockaddrLinklayer)
-	if !ok || own.Hatype != unix.ARPHRD_ETHER {
-		return nil // there are no neighbours on lo or a tunnel
-	}
-	everyone := unix.SockaddrLinklayer{
-		Protocol: networkOrder(unix.ETH_P_ARP), Ifindex: index,
-		Halen: 6, Addr: [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
-	}
-	return unix.Sendto(a.fd, gratuitousARP([6]byte(own.Addr[:6]), addr), 0, &everyone)
+	e := p.addrs[addr]
+	e.announced, e.left, e.due = true, Times-1, a.now()+a.spacing
+	p.addrs[addr] = e
+	a.queue(repeat{place{p, addr}, e.due})
+	return a.tell(l, addr)
 }
 
-// gratuitousARP is an ARP request (RFC 826) for addr by its owner: the form
-// that updates neighbour entries in any state at once. A reply to broadcast
-// is ignored for the first second (measured on Linux neighbours).
-func gratuitousARP(mac [6]byte, addr netip.Addr) []byte {
-	p := make([]byte, 28)
-	binary.BigEndian.PutUint16(p[0:], 1) // Ethernet
-	binary.BigEndian.PutUint16(p[2:], unix.ETH_P_IP)
-	p[4], p[5] = 6, 4
-	binary.BigEndian.PutUint16(p[6:], 1) // request
-	ip := addr.As4()
-	copy(p[8:], mac[:])
-	copy(p[14:], ip[:])
-	copy(p[24:], ip[:])
-	return p
+// tell sends one announcement in every form that neighbours may need.
+func (a *Announcer) tell(l link, addr netip.Addr) error {
+	if addr.Is6() {
+		return a.claim(l, addr)
+	}
+	return errors.Join(a.claim(l, addr), a.arp.send(l.index, broadcast, gratuitousReply(l.mac, addr).marshal()))
 }
 
-func networkOrder(v uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
+// claim sends one announcement in the form that updates every entry.
+func (a *Announcer) claim(l link, addr netip.Addr) error {
+	if addr.Is6() {
+		return a.ndp.send(l.index, groupMAC(allNodes), unsolicited(l.mac, addr).marshal())
+	}
+	return a.arp.send(l.index, broadcast, gratuitousARP(l.mac, addr).marshal())
+}
+
+// socket is the one that speaks of addresses of addr's family.
+func (a *Announcer) socket(addr netip.Addr) *socket {
+	if addr.Is6() {
+		return a.ndp
+	}
+	return a.arp
+}
+
+// now is a clock that fits an entry.
+func (a *Announcer) now() time.Duration { return time.Since(a.start) }
+
+func usable(addr netip.Addr) error {
+	if !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || addr.Is4In6() || addr.Zone() != "" {
+		return errors.New("not the address of one host")
+	}
+	return nil
 }

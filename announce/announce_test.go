@@ -2,143 +2,253 @@ package announce
 
 import (
 	"context"
-	"encoding/hex"
+	"errors"
+	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/extip/extip/internal/nettest"
-	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { nettest.Main(m) }
-
-var external = netip.MustParseAddr("192.0.2.56")
-
-func newAnnouncer(t *testing.T, node *nettest.Node) *Announcer {
-	t.Helper()
-	var a *Announcer
-	node.MustDo(func() (err error) {
-		a, err = New()
-		return err
-	})
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return a
-}
-
-func TestPacket(t *testing.T) {
-	got := hex.EncodeToString(gratuitousARP([6]byte{2, 0, 0, 0, 0, 1}, external))
-	// hardware, protocol, lengths, request | sender MAC, sender IP | target MAC, target IP
-	const want = "0001080006040001" + "020000000001" + "c0000238" + "000000000000" + "c0000238"
-	if got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-}
-
 // TestNeighbourSwitches: an address moves from one host to another; a client
-// that has just spoken to the first must find the second at once.
+// that has just spoken to the first must find the second at once, by any
+// form, also if the others were lost.
 func TestNeighbourSwitches(t *testing.T) {
-	lan := nettest.NewSegment(t)
-	old := lan.Attach("old", "192.0.2.2/24", "192.0.2.56/32")
-	taker := lan.Attach("new", "192.0.2.3/24")
-	client := lan.Attach("client", "192.0.2.9/24")
-	a := newAnnouncer(t, taker)
-	old.Serve(80)
-	taker.Serve(80)
-	if got := client.Ask("tcp", "192.0.2.56:80"); got != "old saw 192.0.2.9" {
-		t.Fatalf("before: %q", got)
-	}
-	old.Run("ip", "addr", "del", "192.0.2.56/32", "dev", "eth0")
-	taker.Run("ip", "addr", "add", "192.0.2.56/32", "dev", "eth0")
-	if got := client.Ask("udp", "192.0.2.56:80"); strings.HasPrefix(got, "new") {
-		t.Fatalf("the client needs no announcement: %q", got) // the test could not fail
-	}
-	if err := a.Announce("eth0", external); err != nil {
-		t.Fatal(err)
-	}
-	if got := client.Ask("udp", "192.0.2.56:80"); got != "new saw 192.0.2.9" {
-		t.Errorf("after the announcement: %q; %s", got, client.Run("ip", "neigh"))
+	for name, tt := range map[string]struct {
+		addr netip.Addr
+		tell func(*Announcer, link) error
+	}{
+		"ipv4":         {external, nil},
+		"ipv4 request": {external, func(a *Announcer, l link) error { return a.claim(l, external) }},
+		"ipv4 reply": {external, func(a *Announcer, l link) error {
+			return a.arp.send(l.index, broadcast, gratuitousReply(l.mac, external).marshal())
+		}},
+		"ipv6": {external6, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			prefix := netip.PrefixFrom(tt.addr, tt.addr.BitLen()).String()
+			lan := nettest.NewSegment(t)
+			old := lan.Attach("old", "192.0.2.2/24", "2001:db8::2/64", prefix)
+			taker := lan.Attach("new", "192.0.2.3/24", "2001:db8::3/64")
+			client := lan.Attach("client", "192.0.2.9/24", "2001:db8::9/64")
+			a := newAnnouncer(t, taker)
+			server := netip.AddrPortFrom(tt.addr, 80).String()
+			old.Serve(80)
+			if got := client.Ask("tcp", server); !strings.HasPrefix(got, "old saw ") {
+				t.Fatalf("before: %q", got)
+			}
+			old.Run("ip", "addr", "del", prefix, "dev", "eth0")
+			add := []string{"ip", "addr", "add", prefix, "dev", "eth0"}
+			if tt.addr.Is6() {
+				add = append(add, "nodad")
+			}
+			taker.Run(add...)
+			taker.Serve(80)
+			if got := client.Ask("udp", server); strings.HasPrefix(got, "new") {
+				t.Fatalf("the client needs no announcement: %q", got) // the test could not fail
+			}
+			t.Log(client.Run("ip", "neigh", "show", "to", tt.addr.String()))
+			err := error(nil)
+			if tt.tell == nil {
+				err = a.Announce("eth0", tt.addr)
+			} else {
+				err = tt.tell(a, awaitUp(t, a, "eth0"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := client.Ask("udp", server); !strings.HasPrefix(got, "new saw ") {
+				t.Errorf("after the announcement: %q; %s", got, client.Run("ip", "neigh"))
+			}
+		})
 	}
 }
 
-func TestRepeats(t *testing.T) {
+// TestTimes: what is heard, how often and how far apart.
+func TestTimes(t *testing.T) {
+	lan := nettest.NewSegment(t)
+	host := lan.Attach("host", "192.0.2.2/24")
+	peer := lan.Attach("peer", "192.0.2.9/24")
+	a := newAnnouncer(t, host)
+	a.spacing = 50 * time.Millisecond
+	own := awaitUp(t, a, "eth0").mac
+	c := listen(t, peer)
+	run(t, a)
+	for addr, forms := range map[netip.Addr][]string{external: {"request", "reply"}, external6: {"advertisement"}} {
+		sent := time.Now()
+		if err := a.Announce("eth0", addr); err != nil {
+			t.Fatal(err)
+		}
+		for i := range Times {
+			for _, form := range forms {
+				h := await(t, form, c)
+				if h.form != form || h.addr != addr || h.mac != own {
+					t.Fatalf("heard a %s for %s by %x, want a %s for %s by %x", h.form, h.addr, h.mac, form, addr, own)
+				}
+				if after := h.at.Sub(sent); after < time.Duration(i)*a.spacing {
+					t.Errorf("%s %d comes after %v already", form, i+1, after)
+				}
+			}
+		}
+		nothingFor(t, 5*a.spacing, c)
+	}
+}
+
+// TestAgain: an address that is announced again before its repeats are over
+// begins anew.
+func TestAgain(t *testing.T) {
 	lan := nettest.NewSegment(t)
 	host := lan.Attach("host", "192.0.2.2/24")
 	peer := lan.Attach("peer", "192.0.2.9/24")
 	a := newAnnouncer(t, host)
 	a.spacing = 20 * time.Millisecond
-	heard := listen(t, peer)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- a.Run(ctx) }()
-	if err := a.Announce("eth0", external); err != nil {
+	c := listen(t, peer)
+	for range 3 {
+		if err := a.Announce("eth0", external6); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, a)
+	for range 3 + Times - 1 {
+		await(t, "announcement", c)
+	}
+	nothingFor(t, 5*a.spacing, c)
+}
+
+// TestMany: the repeats of many are paced, and none is left out.
+func TestMany(t *testing.T) {
+	const count = 300
+	lan := nettest.NewSegment(t)
+	host := lan.Attach("host", "192.0.2.2/24")
+	peer := lan.Attach("peer", "192.0.2.9/24")
+	a := newAnnouncer(t, host)
+	a.spacing = 10 * time.Millisecond
+	c := listen(t, peer)
+	run(t, a)
+	start := time.Now()
+	for addr, i := external6, 0; i < count; addr, i = addr.Next(), i+1 {
+		if err := a.Announce("eth0", addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	times := map[netip.Addr]int{}
+	for range count * Times {
+		times[await(t, "announcement", c).addr]++
+	}
+	for addr, n := range times {
+		if n != Times {
+			t.Errorf("%s: announced %d times, want %d", addr, n, Times)
+		}
+	}
+	if got, want := time.Since(start), count*(Times-1)/batch*pace; got < want {
+		t.Errorf("all is said after %v, want at least %v", got, want)
+	}
+	if len(a.repeats) != 0 {
+		t.Errorf("%d are still to come", len(a.repeats))
+	}
+}
+
+func TestRefresh(t *testing.T) {
+	lan := nettest.NewSegment(t)
+	host := lan.Attach("host", "192.0.2.2/24")
+	peer := lan.Attach("peer", "192.0.2.9/24")
+	a := newAnnouncer(t, host)
+	a.spacing = 0
+	a.SetRefresh(150 * time.Millisecond)
+	c := listen(t, peer)
+	run(t, a)
+	addrs := []netip.Addr{external6, external6.Next(), external6.Next().Next()}
+	for _, addr := range addrs {
+		if err := a.Announce("eth0", addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const rounds = 3
+	last, times := map[netip.Addr]heard{}, map[netip.Addr]int{}
+	for range len(addrs) * (Times + rounds) {
+		h := await(t, "refresh", c)
+		if times[h.addr]++; times[h.addr] > Times+1 && h.at.Sub(last[h.addr].at) < a.refresh/2 {
+			t.Logf("%s: again after %v", h.addr, h.at.Sub(last[h.addr].at)) // on a busy machine
+		}
+		last[h.addr] = h
+	}
+	for _, addr := range addrs {
+		if times[addr] < Times+rounds-1 {
+			t.Errorf("%s was announced %d times: %v", addr, times[addr], times)
+		}
+		a.Unwatch("eth0", addr)
+	}
+	if err := a.Announce("eth0", external); err != nil { // is heard when all before is
 		t.Fatal(err)
 	}
-	deadline := time.After(2 * time.Second)
-	for i := range Times {
-		select {
-		case <-heard:
-		case <-deadline:
-			t.Fatalf("heard %d announcements, want %d", i, Times)
+	for await(t, "announcement", c).addr != external {
+	}
+	for deadline := time.Now().Add(3 * a.refresh); time.Now().Before(deadline); {
+		if h := await(t, "refresh", c); h.addr != external {
+			t.Errorf("%s is refreshed after Unwatch", h.addr)
 		}
-	}
-	select {
-	case <-heard:
-		t.Errorf("heard more than %d announcements", Times)
-	case <-time.After(5 * a.spacing):
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }
 
-// listen delivers each announcement of the external address that a node hears.
-func listen(t *testing.T, node *nettest.Node) <-chan struct{} {
-	t.Helper()
-	heard := make(chan struct{}, 16)
-	node.MustDo(func() error {
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(networkOrder(unix.ETH_P_ARP)))
-		if err != nil {
-			return err
+func TestParents(t *testing.T) {
+	lan := nettest.NewSegment(t)
+	host := lan.Attach("host", "192.0.2.2/24")
+	a := newAnnouncer(t, host)
+	host.Run("ip", "link", "add", "unplugged", "type", "veth", "peer", "name", "off")
+	host.Run("ip", "link", "set", "unplugged", "up")
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if _, _, err := a.locate("unplugged"); err != nil {
+			break // the kernel has noticed
 		}
-		f := os.NewFile(uintptr(fd), "arp")
-		t.Cleanup(func() { _ = f.Close() })
-		go func() {
-			buf := make([]byte, 128)
-			for {
-				n, err := f.Read(buf)
-				if err != nil {
-					return
-				}
-				if n >= 28 && [4]byte(buf[14:18]) == external.As4() && [4]byte(buf[24:28]) == external.As4() {
-					heard <- struct{}{}
+	}
+	host.Run("ip", "link", "add", "noarp", "type", "bridge")
+	host.Run("ip", "link", "set", "noarp", "up", "arp", "off")
+	for _, tt := range []struct {
+		parent string
+		want   error
+	}{
+		{"eth0", nil},
+		{"lo", nil},
+		{"noarp", nil},
+		{"off", ErrParentDown},
+		{"unplugged", ErrParentDown},
+		{"eth9", ErrNoParent},
+		{"", ErrNoParent},
+		{"a-name-that-is-too-long", ErrNoParent},
+	} {
+		for _, addr := range families {
+			_, err := a.Probe(t.Context(), tt.parent, []netip.Addr{addr}, Timing{probes: 1})
+			for call, err := range map[string]error{
+				"announce": a.Announce(tt.parent, addr),
+				"watch":    a.Watch(tt.parent, addr),
+				"probe":    err,
+			} {
+				if !errors.Is(err, tt.want) || err != nil && !strings.Contains(err.Error(), "on "+tt.parent+":") {
+					t.Errorf("%s %s on %q: %v, want %v", call, addr, tt.parent, err, tt.want)
 				}
 			}
-		}()
-		return nil
-	})
-	return heard
-}
-
-func TestNoNeighbours(t *testing.T) {
-	host := nettest.NewNode(t, "host")
-	a := newAnnouncer(t, host)
-	if err := a.Announce("lo", external); err != nil {
-		t.Errorf("on lo: %v", err)
-	}
-	for _, parent := range []string{"eth9", "a-name-that-is-too-long"} {
-		if err := a.Announce(parent, external); err == nil || !strings.Contains(err.Error(), parent) {
-			t.Errorf("on %s: %v", parent, err)
+			a.Unwatch(tt.parent, addr)
 		}
 	}
-	if err := a.Announce("lo", netip.MustParseAddr("2001:db8::56")); err == nil {
-		t.Error("IPv6 is accepted")
+	if len(a.parents) != 0 || len(a.byIndex) != 0 {
+		t.Errorf("left in use: %v", a.parents)
+	}
+	// Nobody to ask is no reason to wait.
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for _, parent := range []string{"lo", "noarp"} {
+		if found, err := a.Probe(ctx, parent, []netip.Addr{external, external6}, Timing{probes: 1, after: time.Hour}); len(found) != 0 || err != nil {
+			t.Errorf("on %s: %v, %v", parent, found, err)
+		}
+	}
+	for _, addr := range []netip.Addr{{}, netip.IPv4Unspecified(), allNodes, netip.MustParseAddr("fe80::1%eth0"), netip.MustParseAddr("::ffff:192.0.2.1")} {
+		_, err := a.Probe(t.Context(), "eth0", []netip.Addr{addr}, Fast)
+		for call, err := range map[string]error{"announce": a.Announce("eth0", addr), "watch": a.Watch("eth0", addr), "probe": err} {
+			if err == nil {
+				t.Errorf("%s accepts %q", call, fmt.Sprint(addr))
+			}
+		}
 	}
 }
