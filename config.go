@@ -19,6 +19,7 @@ type config struct {
 	parent, pool        string
 	backend             string
 	reconcileInterval   time.Duration
+	announceInterval    time.Duration
 	logLevel, logFormat string
 }
 
@@ -39,6 +40,9 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 			if c.reconcileInterval <= 0 {
 				return fmt.Errorf("--reconcile-interval=%s: it must be more than 0", c.reconcileInterval)
 			}
+			if c.announceInterval < 0 {
+				return fmt.Errorf("--announce-interval=%s: it can't be less than 0, which is never", c.announceInterval)
+			}
 			return serve(cmd.Context(), c)
 		},
 	}
@@ -51,6 +55,7 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 	f.StringVar(&c.pool, "pool", "", "external addresses for networks that name none: addresses, first-last ranges, CIDRs")
 	f.StringVar(&c.backend, "backend", "auto", "what translates: nftables, iptables, or auto: nftables where the kernel can")
 	f.DurationVar(&c.reconcileInterval, "reconcile-interval", 30*time.Second, "how often the kernel is compared with the records when nothing hints at a difference")
+	f.DurationVar(&c.announceInterval, "announce-interval", 0, "how often all external addresses are announced again, for switches that forget; 0: never")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warning or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	return cmd

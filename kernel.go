@@ -41,6 +41,7 @@ func open(c config, log logrus.FieldLogger) (kernel, error) {
 	if err != nil {
 		return kernel{}, err
 	}
+	announcer.SetRefresh(c.announceInterval)
 	k := kernel{
 		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Neighbours: announcer},
 		host:   host, announcer: announcer,

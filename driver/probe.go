@@ -10,7 +10,6 @@ import (
 
 	"github.com/extip/extip/announce"
 	"github.com/extip/extip/link"
-	"github.com/extip/extip/pool"
 	"github.com/extip/extip/store"
 )
 
@@ -102,16 +101,20 @@ func (d *Driver) judge(n *network, e *endpoint) (again bool, err error) {
 	}
 	for _, a := range e.rec.External {
 		mac, taken := e.probe.owners[a]
-		switch {
-		case !taken:
-		case slices.ContainsFunc(e.want.Pools, func(p pool.Pool) bool { return p.Contains(a) }) && e.rec.Reservation == "":
-			d.log.WithField("external", a).Warnf("passed over: %s uses it on the segment of %s", mac, n.rec.Parent)
-			return true, d.exchange(n, e)
-		case e.rec.Reservation != "":
-			return false, fmt.Errorf("extip.reservation=%s: %s is used by %s on the segment of %s", e.rec.Reservation, a, mac, n.rec.Parent)
-		default:
+		if !taken {
+			continue
+		}
+		if slices.Contains(e.want.Addresses, a) {
 			return false, fmt.Errorf("extip.address=%s: it is used by %s on the segment of %s", a, mac, n.rec.Parent)
 		}
+		if err := d.exchange(n, e); err != nil {
+			return false, err
+		}
+		if slices.Contains(e.rec.External, a) {
+			return false, fmt.Errorf("extip.reservation=%s: %s is used by %s on the segment of %s", e.rec.Reservation, a, mac, n.rec.Parent)
+		}
+		d.log.WithField("external", a).Warnf("passed over: %s uses it on the segment of %s", mac, n.rec.Parent)
+		return true, nil
 	}
 	return false, nil
 }

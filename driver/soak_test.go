@@ -52,8 +52,9 @@ type soak struct {
 
 // A container has one endpoint, as most do; its namespace goes with it.
 type container struct {
-	endpoint, network, address, external string
-	netns                                string
+	endpoint, network, external string
+	address, address6           string
+	netns                       string
 }
 
 // TestSoak makes random operations, damage and crashes among them, and checks
@@ -66,10 +67,11 @@ func TestSoak(t *testing.T) {
 	lan := nettest.NewSegment(t)
 	s := &soak{
 		t: t, random: rand.New(rand.NewPCG(uint64(seed), 0)), path: filepath.Join(t.TempDir(), "extip.db"),
-		host: lan.Attach("host", "203.0.113.10/24"), peer: lan.Attach("peer", "203.0.113.200/24"),
+		host: lan.Attach("host", "203.0.113.10/24", "2001:db8::10/64"), peer: lan.Attach("peer", "203.0.113.200/24", "2001:db8::200/64"),
 		networks: map[string]int{}, containers: map[string]*container{}, steps: map[string]int{},
 	}
 	s.host.Sysctl("ipv4.ip_forward", "1") // which stays on
+	s.host.Sysctl("ipv6.conf.all.forwarding", "1")
 	before := s.host.Dump()
 	s.start()
 	operations := []struct {
@@ -83,7 +85,7 @@ func TestSoak(t *testing.T) {
 		{"flush nat", 3, s.damage("iptables", "-t", "nat", "-F")},
 		{"flush all", 2, s.damage("nft", "flush", "ruleset")},
 		{"flush addresses", 3, s.flushAddresses},
-		{"parent down and up", 2, s.damage("sh", "-c", "ip link set eth0 down; ip link set eth0 up")},
+		{"parent down and up", 2, s.damage("sh", "-c", "ip link set eth0 down; ip link set eth0 up; ip addr add 2001:db8::10/64 dev eth0 nodad")},
 		{"delete a bridge", 2, s.deleteBridge},
 		{"ping", 8, s.ping},
 	}
@@ -214,10 +216,12 @@ func (s *soak) createNetwork() {
 		return s.plugin.CreateNetwork(&api.CreateNetworkRequest{
 			NetworkID: id,
 			Options: map[string]any{"com.docker.network.generic": map[string]any{
-				"extip.parent": "eth0", "extip.pool": "203.0.113.56-203.0.113.70",
+				"extip.parent": "eth0", "extip.pool": "203.0.113.56-203.0.113.70,2001:db8::56-2001:db8::6f",
+				"extip.dad":                      []string{"fast", "off", "off", "off"}[s.random.IntN(4)],
 				"com.docker.network.bridge.name": fmt.Sprintf("br-soak%d", n),
 			}},
 			IPv4Data: []*api.IPAMData{{AddressSpace: "LocalDefault", Pool: fmt.Sprintf("172.30.%d.0/24", n), Gateway: fmt.Sprintf("172.30.%d.1/24", n)}},
+			IPv6Data: []*api.IPAMData{{AddressSpace: "LocalDefault", Pool: fmt.Sprintf("2001:db8:30:%d::/64", n), Gateway: fmt.Sprintf("2001:db8:30:%d::1/64", n)}},
 		})
 	})
 }
@@ -260,11 +264,17 @@ func (s *soak) run() {
 	}
 	s.serial++
 	c := &container{network: network, address: s.freeAddress(network)}
+	if s.random.IntN(3) > 0 {
+		c.address6 = fmt.Sprintf("2001:db8:30:%d::%x/64", s.networks[network], s.serial)
+	}
 	switch s.random.IntN(5) {
 	case 0:
 		c.external = "none"
 	case 1:
 		c.external = fmt.Sprintf("203.0.113.%d", 80+s.serial%100)
+		if c.address6 != "" {
+			c.external = fmt.Sprintf("2001:db8::1:%x,", 80+s.serial%100) + c.external
+		}
 		if slices.ContainsFunc(values(s.containers), func(o *container) bool { return o.external == c.external }) {
 			return
 		}
@@ -304,7 +314,8 @@ func (s *soak) startContainer(c *container) bool {
 	}
 	if !s.call("CreateEndpoint", func() error {
 		_, err := s.plugin.CreateEndpoint(&api.CreateEndpointRequest{
-			NetworkID: c.network, EndpointID: c.endpoint, Interface: &api.EndpointInterface{Address: c.address}, Options: options,
+			NetworkID: c.network, EndpointID: c.endpoint, Options: options,
+			Interface: &api.EndpointInterface{Address: c.address, AddressIPv6: c.address6},
 		})
 		return err
 	}) {
@@ -320,9 +331,11 @@ func (s *soak) startContainer(c *container) bool {
 	c.netns = "soak" + c.endpoint[:8]
 	s.host.Run("ip", "netns", "add", c.netns)
 	s.host.Run("ip", "link", "set", joined.InterfaceName.SrcName, "netns", c.netns, "name", "eth0")
-	for _, args := range [][]string{
-		{"addr", "add", c.address, "dev", "eth0"}, {"link", "set", "eth0", "up"}, {"route", "add", "default", "via", joined.Gateway},
-	} {
+	setUp := [][]string{{"addr", "add", c.address, "dev", "eth0"}, {"link", "set", "eth0", "up"}, {"route", "add", "default", "via", joined.Gateway}}
+	if c.address6 != "" {
+		setUp = append(setUp, []string{"addr", "add", c.address6, "dev", "eth0", "nodad"}, []string{"route", "add", "default", "via", joined.GatewayIPv6})
+	}
+	for _, args := range setUp {
 		s.host.Run(append([]string{"ip", "-n", c.netns}, args...)...)
 	}
 	return true
@@ -449,6 +462,8 @@ func (s *soak) reconcile() {
 func (s *soak) flushAddresses() {
 	s.host.Run("ip", "-4", "addr", "flush", "dev", "eth0")
 	s.host.Run("ip", "addr", "add", "203.0.113.10/24", "dev", "eth0")
+	s.host.Run("ip", "-6", "addr", "flush", "dev", "eth0", "scope", "global")
+	s.host.Run("ip", "addr", "add", "2001:db8::10/64", "dev", "eth0", "nodad")
 	s.reconcile()
 }
 
@@ -465,7 +480,10 @@ func (s *soak) ping() {
 	if !ok {
 		return
 	}
-	if a := s.externalOf(s.containers[name]); a != "" {
+	for a := range strings.SplitSeq(s.externalOf(s.containers[name]), ",") {
+		if a == "" {
+			continue
+		}
 		host, _ := link.VethNames(s.containers[name].endpoint)
 		s.host.AwaitPort(host)
 		// 64 less the router in between: the host itself would show 64.

@@ -12,7 +12,9 @@ import (
 )
 
 func mac(n *nettest.Node, dev string) string {
-	return strings.TrimSpace(n.Run("cat", "/sys/class/net/"+dev+"/address"))
+	_, rest, _ := strings.Cut(n.Run("ip", "-o", "link", "show", "dev", dev), "link/ether ")
+	mac, _, _ := strings.Cut(rest, " ")
+	return mac
 }
 
 // TestForeignOwner: another machine on the segment has addresses of the pool.
@@ -56,8 +58,8 @@ func TestLateOwner(t *testing.T) {
 	logged := func(words ...string) func() bool {
 		return func() bool {
 			// Its packets name it as the owner of either address.
-			thief.Run("ip", "neigh", "flush", "dev", "eth0")
 			for _, from := range []string{"203.0.113.56", "203.0.113.58"} {
+				thief.Run("ip", "neigh", "flush", "dev", "eth0")
 				_, _ = thief.Try("ping", "-c1", "-W1", "-I", from, outsideAddr)
 			}
 			log := lab.pluginLog()
