@@ -4,7 +4,8 @@
 //
 // Every Ensure and Remove may be called twice: what is there already, or gone
 // already, is no error. Links of ours carry Mark in their alias (ifalias),
-// addresses of ours a label; what doesn't is not ours and stays untouched.
+// addresses of ours a label (IPv4) or Protocol (IPv6), rules and routes of
+// ours Protocol; what doesn't is not ours and stays untouched.
 package link
 
 import (
@@ -12,8 +13,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 
@@ -25,6 +24,9 @@ import (
 // ErrNotOurs is returned when a name or an address that we were to make
 // exists already and doesn't carry our mark.
 var ErrNotOurs = errors.New("exists and is not extip's")
+
+// ErrNoLink is returned where an interface is needed that doesn't exist.
+var ErrNoLink = errors.New("no interface")
 
 // MaxName is the longest interface name, in bytes: IFNAMSIZ-1 (linux/if.h).
 const MaxName = unix.IFNAMSIZ - 1
@@ -61,8 +63,14 @@ func parseMark(ifalias string) (owner, note string, ok bool) {
 // concurrently.
 type Host struct {
 	nl *netlink.Handle
-	// flows and lists are sockets for requests of our own.
-	flows, lists *nl.SocketHandle
+	// routes is for lists of routes: the kernel leaves out what isn't asked
+	// for, since 4.20; before, the library does.
+	routes *netlink.Handle
+	// flows, addrs and lists are sockets for requests of our own: about
+	// flows, about single addresses, and for lists, which take their time.
+	flows, addrs, lists *nl.SocketHandle
+	// signs tells whether the kernel keeps Protocol with an address.
+	signs bool
 	// ways are how flows are deleted, by address family.
 	ways [2]atomic.Int32
 	// sysctls is the folder with the settings of the namespace: /proc/sys/net,
@@ -72,38 +80,47 @@ type Host struct {
 
 // New returns the Host of the calling thread's network namespace.
 func New(sysctls string) (*Host, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
+	h := &Host{sysctls: sysctls, signs: kernelSigns()}
+	if err := h.open(); err != nil {
+		h.Close()
 		return nil, fmt.Errorf("link: open netlink: %w", err)
 	}
-	flows, err := openSocket(unix.NETLINK_NETFILTER)
-	if err != nil {
-		h.Close()
-		return nil, fmt.Errorf("link: open ctnetlink: %w", err)
-	}
-	lists, err := openSocket(unix.NETLINK_ROUTE)
-	if err != nil {
-		h.Close()
-		flows.Close()
-		return nil, fmt.Errorf("link: open netlink: %w", err)
-	}
-	return &Host{nl: h, flows: flows, lists: lists, sysctls: sysctls}, nil
+	return h, nil
 }
 
-// openSocket opens the calling thread's namespace for requests of our own.
-func openSocket(protocol int) (*nl.SocketHandle, error) {
-	s, err := nl.Subscribe(protocol)
-	if err != nil {
-		return nil, err
+// open opens the calling thread's namespace.
+func (h *Host) open() (err error) {
+	for _, handle := range []**netlink.Handle{&h.nl, &h.routes} {
+		if *handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return err
+		}
 	}
-	return &nl.SocketHandle{Socket: s}, nil
+	_ = h.routes.SetStrictCheck(true) // a kernel without it lists more
+	for _, socket := range []struct {
+		to       **nl.SocketHandle
+		protocol int
+	}{{&h.flows, unix.NETLINK_NETFILTER}, {&h.addrs, unix.NETLINK_ROUTE}, {&h.lists, unix.NETLINK_ROUTE}} {
+		s, err := nl.Subscribe(socket.protocol)
+		if err != nil {
+			return err
+		}
+		*socket.to = &nl.SocketHandle{Socket: s}
+	}
+	return nil
 }
 
 // Close closes the sockets; nothing in the kernel changes.
 func (h *Host) Close() {
-	h.nl.Close()
-	h.flows.Close()
-	h.lists.Close()
+	for _, handle := range []*netlink.Handle{h.nl, h.routes} {
+		if handle != nil {
+			handle.Close()
+		}
+	}
+	for _, socket := range []*nl.SocketHandle{h.flows, h.addrs, h.lists} {
+		if socket != nil {
+			socket.Close()
+		}
+	}
 }
 
 // A Bridge connects the containers of one network.
@@ -171,17 +188,34 @@ func (h *Host) makeBridge(b Bridge) (netlink.Link, error) {
 	return h.byName(b.Name)
 }
 
+const (
+	// minMTU6 is the least MTU for IPv6, in bytes (RFC 8200 §5).
+	minMTU6 = 1280
+	// prefixMetric6 is the metric that the kernel gives the IPv6 routes of
+	// its own addresses: IP6_RT_PRIO_ADDRCONF (net/ip6_route.h).
+	prefixMetric6 = 256
+)
+
 func (h *Host) configureBridge(l netlink.Link, b Bridge) error {
 	if l.Attrs().MTU != b.MTU {
 		if err := h.nl.LinkSetMTU(l, b.MTU); err != nil {
 			return fmt.Errorf("set MTU %d: %w", b.MTU, err)
 		}
 	}
-	if err := h.disableIPv6(b.Name, b.Addresses); err != nil {
+	of := FamiliesOf(b.Addresses)
+	if of.V6 && b.MTU < minMTU6 {
+		return fmt.Errorf("MTU %d is less than IPv6 needs, %d", b.MTU, minMTU6)
+	}
+	if err := h.setIPv6(b.Name, of.V6); err != nil {
 		return err
 	}
 	for _, p := range b.Addresses {
 		addr := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			// Nobody else is on the bridge: the address needn't wait a
+			// second until it may be used.
+			addr.Flags = unix.IFA_F_NODAD
+		}
 		if err := h.nl.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add address %s: %w", p, err)
 		}
@@ -192,9 +226,11 @@ func (h *Host) configureBridge(l netlink.Link, b Bridge) error {
 	// The kernel makes the subnets' routes itself, but only once: it does
 	// not bring back one that somebody deleted.
 	for _, p := range b.Addresses {
-		route := &netlink.Route{
-			LinkIndex: l.Attrs().Index, Dst: ipNet(p.Masked()), Src: p.Addr().AsSlice(),
-			Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_KERNEL,
+		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(p.Masked()), Protocol: unix.RTPROT_KERNEL}
+		if p.Addr().Is4() {
+			route.Src, route.Scope = p.Addr().AsSlice(), netlink.SCOPE_LINK
+		} else {
+			route.Priority = prefixMetric6
 		}
 		if err := h.nl.RouteReplace(route); err != nil {
 			return fmt.Errorf("route of %s: %w", p.Masked(), err)
@@ -277,7 +313,7 @@ func (h *Host) plug(l netlink.Link, v Veth) error {
 			return fmt.Errorf("isolate port: %w", err)
 		}
 	}
-	if err := h.disableIPv6(v.Host, nil); err != nil {
+	if err := h.setIPv6(v.Host, false); err != nil {
 		return err
 	}
 	if err := h.nl.LinkSetUp(l); err != nil {
@@ -327,17 +363,24 @@ func VethNames(endpoint string) (host, peer string) {
 
 func cut(id string, n int) string { return id[:min(len(id), n)] }
 
-// MAC is a locally administered address made from the first IPv4 address, so
-// that who takes the address over looks the same to its neighbours; nil if
-// there is none.
+// MAC is a locally administered address made from the first IPv4 address, or
+// else from the end of the first IPv6 one, so that who takes the address over
+// looks the same to its neighbours; nil if there is none. The two forms never
+// meet. Two IPv6 addresses of a subnet do if they have their last 40 bits in
+// common: neither those that an engine chooses nor random ones.
 func MAC(addrs []netip.Prefix) net.HardwareAddr {
+	var from6 net.HardwareAddr
 	for _, p := range addrs {
 		if p.Addr().Is4() {
 			a := p.Addr().As4()
 			return net.HardwareAddr{0x02, 0x42, a[0], a[1], a[2], a[3]}
 		}
+		if from6 == nil {
+			a := p.Addr().As16()
+			from6 = net.HardwareAddr{0x06, a[11], a[12], a[13], a[14], a[15]}
+		}
 	}
-	return nil
+	return from6
 }
 
 // ours returns the link of that name, nil if there is none, ErrNotOurs if it
@@ -345,7 +388,7 @@ func MAC(addrs []netip.Prefix) net.HardwareAddr {
 // name that nobody else makes.
 func (h *Host) ours(name, owner string) (netlink.Link, error) {
 	l, err := h.byName(name)
-	if notFound(err) {
+	if errors.Is(err, ErrNoLink) {
 		return nil, nil
 	}
 	if err != nil {
@@ -375,7 +418,10 @@ func (h *Host) mark(l netlink.Link, owner, note string) error {
 
 func (h *Host) byName(name string) (netlink.Link, error) {
 	l, err := h.nl.LinkByName(name)
-	if err != nil {
+	switch {
+	case errors.As(err, &netlink.LinkNotFoundError{}):
+		return nil, fmt.Errorf("%w %s", ErrNoLink, name)
+	case err != nil:
 		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}
 	return l, nil
@@ -392,47 +438,6 @@ func (h *Host) removeLink(name, owner string) error {
 	// Its namespace may have taken it away between the two calls.
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("link: remove %s: %w", name, err)
-	}
-	return nil
-}
-
-// disableIPv6 keeps the kernel from giving a link that has no IPv6 address of
-// ours a link-local one, by which containers could reach the host.
-func (h *Host) disableIPv6(name string, addrs []netip.Prefix) error {
-	for _, p := range addrs {
-		if p.Addr().Is6() {
-			return nil
-		}
-	}
-	err := h.sysctl("ipv6/conf/"+name+"/disable_ipv6", "1")
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // a kernel without IPv6
-	}
-	return err
-}
-
-// EnableForwarding lets the host route IPv4 and tells whether it did not before.
-func (h *Host) EnableForwarding() (changed bool, err error) {
-	const key = "ipv4/ip_forward"
-	b, err := os.ReadFile(filepath.Join(h.sysctls, key))
-	if err != nil {
-		return false, fmt.Errorf("link: read sysctl: %w", err)
-	}
-	if strings.TrimSpace(string(b)) == "1" {
-		return false, nil
-	}
-	return true, h.sysctl(key, "1")
-}
-
-// sysctl writes a setting, unless it has the value already: an unneeded write
-// fails where /proc/sys is mounted read-only.
-func (h *Host) sysctl(key, value string) error {
-	path := filepath.Join(h.sysctls, key)
-	if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == value {
-		return nil
-	}
-	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
-		return fmt.Errorf("link: set sysctl %s=%s: %w", key, value, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,7 +79,7 @@ func TestEnsureAndRemoveTwice(t *testing.T) {
 			"xip-0123456789a": {Owner: "0123456789ab", Note: "parent=eth0", IsBridge: true, Up: true, MTU: 1450, Addresses: bridge.Addresses},
 			"xipe1":           {Owner: "e1", Bridge: "xip-0123456789a", Up: true, MTU: 1450},
 		},
-		Aliases: map[netip.Addr]string{external: "eth0"},
+		Aliases: map[netip.Addr][]string{external: {"eth0"}},
 	}
 	if diff := cmp.Diff(want, survey, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" || err != nil {
 		t.Errorf("survey (-want +got), %v:\n%s", err, diff)
@@ -191,12 +192,6 @@ func TestUnusable(t *testing.T) {
 	if parent, err := h.DefaultParent(); parent != "eth0" || err != nil {
 		t.Errorf("default parent %q, %v", parent, err)
 	}
-	if mtu, err := h.MTU("eth0"); mtu != 1500 || err != nil {
-		t.Errorf("MTU %d, %v", mtu, err)
-	}
-	if _, err := h.MTU("eth9"); err == nil {
-		t.Error("no error for an interface that doesn't exist")
-	}
 	node.Run("ip", "route", "del", "default")
 	if parent, err := h.DefaultParent(); err == nil {
 		t.Errorf("default parent %q without a default route", parent)
@@ -230,11 +225,11 @@ func TestForget(t *testing.T) {
 
 func TestForwarding(t *testing.T) {
 	_, node, h := newHost(t)
-	for i, want := range []bool{true, false} {
+	for i, want := range [][]string{{"net.ipv4.ip_forward=1"}, nil} {
 		do(t, node, func() error {
-			changed, err := h.EnableForwarding()
-			if changed != want {
-				t.Errorf("call %d: changed %v", i+1, changed)
+			changed, err := h.EnableForwarding("eth0", Families{V4: true})
+			if !slices.Equal(changed, want) {
+				t.Errorf("call %d: changed %q, want %q", i+1, changed, want)
 			}
 			return err
 		})

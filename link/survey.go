@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -15,8 +14,9 @@ import (
 type Survey struct {
 	// Links by name: bridges, and the host ends of veth pairs.
 	Links map[string]Found
-	// Aliases are external addresses with the parent each is on.
-	Aliases map[netip.Addr]string
+	// Aliases are external addresses with the interface each is on: its
+	// parent, or lo. If one is being moved, there are two for a moment.
+	Aliases map[netip.Addr][]string
 }
 
 // Found is a link of ours.
@@ -29,13 +29,14 @@ type Found struct {
 	IsBridge bool
 	Up       bool
 	MTU      int
-	// Addresses of the link, with their prefix lengths.
+	// Addresses of the link, with their prefix lengths; without the
+	// link-local ones, which the kernel makes.
 	Addresses []netip.Prefix
 }
 
 // Survey looks at all links and addresses; its cost grows with their number.
 func (h *Host) Survey() (Survey, error) {
-	s := Survey{Links: map[string]Found{}, Aliases: map[netip.Addr]string{}}
+	s := Survey{Links: map[string]Found{}, Aliases: map[netip.Addr][]string{}}
 	links, err := h.listLinks()
 	if err != nil {
 		return s, fmt.Errorf("link: list links: %w", err)
@@ -48,23 +49,19 @@ func (h *Host) Survey() (Survey, error) {
 			}
 		}
 	}
-	addrs, err := retry(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := h.addresses(unix.AF_UNSPEC, 0)
 	if err != nil {
 		return s, fmt.Errorf("link: list addresses: %w", err)
 	}
 	for _, a := range addrs {
-		name := links[a.LinkIndex].name
-		ip, ok := netip.AddrFromSlice(a.IP)
-		if !ok {
-			continue
-		}
-		ip = ip.Unmap()
+		name, ip := links[a.index].name, a.prefix.Addr()
 		if f, ours := s.Links[name]; ours {
-			ones, _ := a.Mask.Size()
-			f.Addresses = append(f.Addresses, netip.PrefixFrom(ip, ones))
-			s.Links[name] = f
-		} else if a.Label != "" && a.Label == aliasLabel(name) {
-			s.Aliases[ip] = name
+			if !ip.IsLinkLocalUnicast() {
+				f.Addresses = append(f.Addresses, a.prefix)
+				s.Links[name] = f
+			}
+		} else if h.isAlias(a, name) {
+			s.Aliases[ip] = append(s.Aliases[ip], name)
 		}
 	}
 	return s, nil
@@ -85,13 +82,8 @@ const skipStats = 1 << 3
 // listLinks returns all links by index. It leaves out what makes most of the
 // kernel's answer, and most of the work of reading it: counters.
 func (h *Host) listLinks() (map[int]listed, error) {
-	messages, err := retry(func() ([][]byte, error) {
-		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
-		req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: h.lists}
-		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-		req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
-		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-	})
+	messages, err := h.list(unix.RTM_GETLINK, unix.RTM_NEWLINK,
+		nl.NewIfInfomsg(unix.AF_UNSPEC), nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
 	if err != nil {
 		return nil, err
 	}
@@ -124,10 +116,8 @@ func (h *Host) listLinks() (map[int]listed, error) {
 // HasLink tells whether the host has a link of that name.
 func (h *Host) HasLink(name string) (bool, error) {
 	l, err := h.byName(name)
-	if notFound(err) {
+	if errors.Is(err, ErrNoLink) {
 		return false, nil
 	}
 	return l != nil, err
 }
-
-func notFound(err error) bool { return errors.As(err, &netlink.LinkNotFoundError{}) }

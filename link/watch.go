@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -23,6 +24,8 @@ const (
 	PortGone    Kind = "port left its bridge"
 	AddressGone Kind = "address gone"
 	RouteGone   Kind = "route gone"
+	// DefaultRoute says that one came or went, or that its link did.
+	DefaultRoute Kind = "default route"
 	// Missed says that the kernel had more to tell than we could take:
 	// anything may have changed.
 	Missed Kind = "events missed"
@@ -32,7 +35,8 @@ const (
 type Change struct {
 	Kind Kind
 	Link string
-	// Prefix is the address or the route's destination.
+	// Prefix is the address or the route's destination; not valid if a
+	// default route went with its link.
 	Prefix netip.Prefix
 }
 
@@ -49,11 +53,14 @@ type Watcher struct {
 	names  map[int]string
 	up     map[int]bool
 	master map[int]int
+	// leads are links that a default route led through once.
+	leads map[int]bool
 }
 
 // Watch begins to collect what changes from now on; Run delivers it.
 func (h *Host) Watch() (*Watcher, error) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE)
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
+		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("link: watch: %w", err)
 	}
@@ -61,16 +68,35 @@ func (h *Host) Watch() (*Watcher, error) {
 		// Without CAP_NET_ADMIN the size is limited; a smaller one does.
 		_ = s.SetReceiveBufferSize(watchBuffer, false)
 	}
-	w := &Watcher{socket: s, names: map[int]string{}, up: map[int]bool{}, master: map[int]int{}}
-	links, err := retry(h.nl.LinkList)
-	if err != nil {
+	w := &Watcher{socket: s, names: map[int]string{}, up: map[int]bool{}, master: map[int]int{}, leads: map[int]bool{}}
+	if err := w.begin(h); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("link: watch: %w", err)
+	}
+	return w, nil
+}
+
+// begin learns what there is.
+func (w *Watcher) begin(h *Host) error {
+	links, err := retry(h.nl.LinkList)
+	if err != nil {
+		return err
 	}
 	for _, l := range links {
 		w.learn(l)
 	}
-	return w, nil
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := h.defaultRoutes(family)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			for _, hop := range hops(r) {
+				w.leads[hop.LinkIndex] = true
+			}
+		}
+	}
+	return nil
 }
 
 func (w *Watcher) learn(l netlink.Link) {
@@ -119,60 +145,101 @@ func (w *Watcher) Run(ctx context.Context, fn func(Change)) error {
 			return fmt.Errorf("link: watch: %w", err)
 		}
 		for _, m := range messages {
-			if c, ok := w.read(m.Header.Type, m.Data); ok {
-				fn(c)
+			w.read(m.Header.Type, m.Data, fn)
+		}
+	}
+}
+
+// read makes changes of a message, if it is one that matters.
+func (w *Watcher) read(kind uint16, data []byte, fn func(Change)) {
+	switch kind {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		w.link(kind, data, fn)
+	case unix.RTM_DELADDR:
+		if a, ok := parseAddress(data); ok {
+			fn(Change{Kind: AddressGone, Link: w.names[a.index], Prefix: a.prefix})
+		}
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		w.route(kind, data, fn)
+	}
+}
+
+// route reports what concerns the main table. Our own routes are in others.
+func (w *Watcher) route(kind uint16, data []byte, fn func(Change)) {
+	if len(data) < unix.SizeofRtMsg {
+		return
+	}
+	msg := nl.DeserializeRtMsg(data)
+	if msg.Table != unix.RT_TABLE_MAIN || msg.Flags&unix.RTM_F_CLONED != 0 {
+		return
+	}
+	if msg.Dst_len == 0 && msg.Type == unix.RTN_UNICAST {
+		c := Change{Kind: DefaultRoute, Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
+		if msg.Family == unix.AF_INET6 {
+			c.Prefix = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		for _, index := range leadsThrough(data[unix.SizeofRtMsg:]) {
+			w.leads[index] = true
+			c.Link = w.names[index]
+		}
+		fn(c)
+		return
+	}
+	if kind == unix.RTM_DELROUTE {
+		for kind, attr := range attrs(data[unix.SizeofRtMsg:]) {
+			if a, ok := netip.AddrFromSlice(attr[unix.NLA_HDRLEN:]); ok && kind == unix.RTA_DST {
+				fn(Change{Kind: RouteGone, Prefix: netip.PrefixFrom(a, int(msg.Dst_len))})
 			}
 		}
 	}
 }
 
-// read makes a change of a message; ok is false if it is none that matters.
-func (w *Watcher) read(kind uint16, data []byte) (c Change, ok bool) {
-	switch kind {
-	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		return w.link(kind, data)
-	case unix.RTM_DELADDR:
-		if len(data) < unix.SizeofIfAddrmsg {
-			return c, false
+// leadsThrough are the indexes of the links that a route goes through.
+func leadsThrough(data []byte) []int {
+	var indexes []int
+	for kind, attr := range attrs(data) {
+		value := attr[unix.NLA_HDRLEN:]
+		switch kind {
+		case unix.RTA_OIF:
+			indexes = append(indexes, int(binary.NativeEndian.Uint32(value)))
+		case unix.RTA_MULTIPATH:
+			for len(value) >= unix.SizeofRtNexthop {
+				// struct rtnexthop (linux/rtnetlink.h): length, flags,
+				// weight, index; then its attributes.
+				size := int(binary.NativeEndian.Uint16(value))
+				indexes = append(indexes, int(binary.NativeEndian.Uint32(value[4:])))
+				value = value[min(max(size, unix.SizeofRtNexthop), len(value)):]
+			}
 		}
-		msg := nl.DeserializeIfAddrmsg(data)
-		c.Kind, c.Link = AddressGone, w.names[int(msg.Index)]
-		c.Prefix = prefixAttr(data[msg.Len():], unix.IFA_LOCAL, int(msg.Prefixlen))
-		return c, c.Prefix.IsValid()
-	case unix.RTM_DELROUTE:
-		if len(data) < unix.SizeofRtMsg {
-			return c, false
-		}
-		msg := nl.DeserializeRtMsg(data)
-		c.Kind = RouteGone
-		c.Prefix = prefixAttr(data[msg.Len():], unix.RTA_DST, int(msg.Dst_len))
-		return c, c.Prefix.IsValid() && msg.Table == unix.RT_TABLE_MAIN
 	}
-	return c, false
+	return indexes
 }
 
 // link compares a link with what was known of it.
-func (w *Watcher) link(kind uint16, data []byte) (c Change, ok bool) {
+func (w *Watcher) link(kind uint16, data []byte, fn func(Change)) {
 	l, err := netlink.LinkDeserialize(nil, data)
 	if err != nil {
-		return Change{Kind: Missed}, true
+		fn(Change{Kind: Missed})
+		return
 	}
 	a := l.Attrs()
-	c.Link = a.Name
 	// A bridge reports the loss of a port, too, as a link that goes.
-	if kind == unix.RTM_DELLINK && data[0] != unix.AF_BRIDGE {
+	if data[0] == unix.AF_BRIDGE {
+		return
+	}
+	wasUp, wasMaster, leads := w.up[a.Index], w.master[a.Index], w.leads[a.Index]
+	c := Change{Link: a.Name}
+	if kind == unix.RTM_DELLINK {
 		delete(w.names, a.Index)
 		delete(w.up, a.Index)
 		delete(w.master, a.Index)
+		delete(w.leads, a.Index)
 		c.Kind = LinkGone
-		return c, true
+	} else {
+		w.learn(l)
 	}
-	if data[0] == unix.AF_BRIDGE {
-		return c, false
-	}
-	wasUp, wasMaster := w.up[a.Index], w.master[a.Index]
-	w.learn(l)
 	switch {
+	case c.Kind == LinkGone:
 	case isUp(a) && !wasUp:
 		c.Kind = LinkUp
 	case !isUp(a) && wasUp:
@@ -180,23 +247,11 @@ func (w *Watcher) link(kind uint16, data []byte) (c Change, ok bool) {
 	case wasMaster != 0 && a.MasterIndex != wasMaster:
 		c.Kind = PortGone
 	default:
-		return c, false
+		return
 	}
-	return c, true
-}
-
-// prefixAttr finds an address among route attributes; not valid if there is none.
-func prefixAttr(data []byte, kind uint16, bits int) netip.Prefix {
-	attrs, err := nl.ParseRouteAttr(data)
-	if err != nil {
-		return netip.Prefix{}
+	fn(c)
+	// The kernel says nothing of IPv4 routes that go with their link.
+	if leads && (c.Kind == LinkGone || c.Kind == LinkDown) {
+		fn(Change{Kind: DefaultRoute, Link: a.Name})
 	}
-	for _, attr := range attrs {
-		if attr.Attr.Type == kind {
-			if a, ok := netip.AddrFromSlice(attr.Value); ok {
-				return netip.PrefixFrom(a, bits)
-			}
-		}
-	}
-	return netip.Prefix{}
 }
