@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 
@@ -164,37 +163,44 @@ func TestIsolatedPortsDontTalk(t *testing.T) {
 }
 
 func TestUnusable(t *testing.T) {
-	_, node, h := newHost(t, "192.0.2.2/24")
+	_, node, h := newHost(t, "192.0.2.2/24", "2001:db8::2/64")
 	node.Run("ip", "addr", "add", "198.51.100.4/31", "dev", "eth0")
 	node.Run("ip", "route", "add", "default", "via", "192.0.2.1")
+	node.Run("ip", "route", "add", "blackhole", "203.0.113.64/26")
+	node.Run("ip", "route", "add", "blackhole", "2001:db8:64::/64")
 	do(t, node, func() error { return h.EnsureAlias("eth0", external) })
 	for addr, want := range map[string]string{
-		"192.0.2.57":      "",
-		"192.0.2.56":      "", // our own alias
-		"203.0.113.9":     "", // beyond the gateway: routed to this host, perhaps
-		"192.0.2.2":       "this host's own, on eth0",
-		"192.0.2.0":       "the network address of 192.0.2.0/24",
-		"192.0.2.255":     "a broadcast address",
-		"198.51.100.5":    "", // a /31 has neither
-		"127.0.0.9":       "this host's own, on lo",
-		"224.0.0.5":       "a multicast address",
-		"255.255.255.255": "a broadcast address",
+		"192.0.2.57":        "",
+		"192.0.2.56":        "", // our own alias
+		"203.0.113.9":       "", // beyond the gateway: routed to this host, perhaps
+		"203.0.113.70":      "", // what isn't ours of a block that is routed to this host goes nowhere
+		"192.0.2.2":         "this host's own, on eth0",
+		"192.0.2.0":         "the network address of 192.0.2.0/24",
+		"192.0.2.255":       "a broadcast address",
+		"198.51.100.5":      "", // a /31 has neither
+		"127.0.0.9":         "this host's own, on lo",
+		"224.0.0.5":         "a multicast address",
+		"255.255.255.255":   "a broadcast address",
+		"0.0.0.0":           "not an address that a host can have",
+		"169.254.1.1":       "a link-local address",
+		"2001:db8::57":      "",
+		"2001:db8:ffff::57": "",
+		"2001:db8:64::57":   "",
+		"2001:db8::2":       "this host's own, on eth0",
+		"2001:db8::":        "the network address of 2001:db8::/64",
+		"::1":               "this host's own, on lo",
+		"::":                "not an address that a host can have",
+		"ff02::5":           "a multicast address",
+		"fe80::5":           "a link-local address",
 	} {
 		got, err := h.Unusable("eth0", netip.MustParseAddr(addr))
 		if err != nil || got != want && (want == "" || !strings.Contains(got, want)) {
 			t.Errorf("%s: got %q, %v; want %q", addr, got, err, want)
 		}
 	}
-	gateways, err := h.Gateways()
-	if err != nil || len(gateways) != 1 || gateways[0].String() != "192.0.2.1" {
-		t.Errorf("gateways %v, %v", gateways, err)
-	}
-	if parent, err := h.DefaultParent(); parent != "eth0" || err != nil {
-		t.Errorf("default parent %q, %v", parent, err)
-	}
-	node.Run("ip", "route", "del", "default")
-	if parent, err := h.DefaultParent(); err == nil {
-		t.Errorf("default parent %q without a default route", parent)
+	node.Sysctl("ipv6.conf.all.forwarding", "1")
+	if got, err := h.Unusable("eth0", netip.MustParseAddr("2001:db8::")); got != "is an anycast address of this host's network" || err != nil {
+		t.Errorf("on a router: %q, %v", got, err)
 	}
 }
 
@@ -220,22 +226,6 @@ func TestForget(t *testing.T) {
 	do(t, node, func() error { return h.Forget(Flows{External: []netip.Addr{external}}) }, func() error { return h.Forget(Flows{External: []netip.Addr{external}}) })
 	if got := flows(); strings.Contains(got, "dst=192.0.2.56") {
 		t.Errorf("not forgotten: %s", got)
-	}
-}
-
-func TestForwarding(t *testing.T) {
-	_, node, h := newHost(t)
-	for i, want := range [][]string{{"net.ipv4.ip_forward=1"}, nil} {
-		do(t, node, func() error {
-			changed, err := h.EnableForwarding("eth0", Families{V4: true})
-			if !slices.Equal(changed, want) {
-				t.Errorf("call %d: changed %q, want %q", i+1, changed, want)
-			}
-			return err
-		})
-	}
-	if got := node.Run("cat", "/proc/sys/net/ipv4/ip_forward"); strings.TrimSpace(got) != "1" {
-		t.Errorf("ip_forward is %s", got)
 	}
 }
 

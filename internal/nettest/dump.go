@@ -15,9 +15,10 @@ func (n *Node) Dump() string {
 	var b strings.Builder
 	section := func(title, text string) { b.WriteString("## " + title + "\n" + strings.TrimSpace(text) + "\n") }
 	section("links", stripLink(n.quiet("ip", "-o", "link")))
-	section("addresses", stripLink(n.quiet("ip", "-o", "addr")))
-	section("routes", carrier.ReplaceAllString(n.quiet("ip", "route", "show", "table", "all"), ""))
-	section("policy", n.quiet("ip", "rule"))
+	section("addresses", automatic.ReplaceAllString(stripLink(n.quiet("ip", "-o", "addr")), ""))
+	routes := n.quiet("ip", "route", "show", "table", "all") // of both families
+	section("routes", automatic.ReplaceAllString(carrier.ReplaceAllString(routes, ""), ""))
+	section("policy", n.quiet("ip", "rule")+n.quiet("ip", "-6", "rule"))
 	section("forwarding", n.quiet("cat", "/proc/sys/net/ipv4/ip_forward"))
 	for _, tool := range []string{"iptables-nft-save", "iptables-legacy-save", "ip6tables-nft-save", "ip6tables-legacy-save"} {
 		if _, err := exec.LookPath(tool); err == nil {
@@ -59,7 +60,9 @@ func (n *Node) quiet(args ...string) string {
 var (
 	linkIndex = regexp.MustCompile(`(?m)^\d+: |@if\d+|link-netns \S+|link-netnsid \d+`)
 	// The carrier follows the other end of a link, a while later.
-	carrier   = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|,M-DOWN| state \w+| linkdown`)
+	carrier = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|,M-DOWN| state \w+| linkdown`)
+	// What the kernel makes for every link that has IPv6, a while after it is up.
+	automatic = regexp.MustCompile(`(?m)^(\S+ +inet6 |(local|anycast|multicast) )?(fe80:|ff00::/8).*\n`)
 	lifetimes = regexp.MustCompile(`\\\s+valid_lft .*`)
 	counters  = regexp.MustCompile(`\[\d+:\d+\]`)
 )
