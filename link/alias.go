@@ -62,8 +62,9 @@ func (h *Host) isAlias(a address, name string) bool {
 	}
 }
 
-// EnsureAlias puts an external address on parent, which may be lo. ErrNotOurs if
-// it is there without our mark, ErrNoLink if parent doesn't exist.
+// EnsureAlias puts an external address on parent, or on lo: there, neighbours
+// find it by ARP unless ARPTrouble says otherwise, but never by NDP. ErrNotOurs if
+// it is there without our mark, ErrNoLink if there is no such interface.
 //
 // The host must not use it for itself. An IPv4 address is of scope host: the
 // kernel never chooses it as a source. IPv6 has no such thing; a deprecated
@@ -102,7 +103,16 @@ func alias4(parent string, a netip.Addr) *netlink.Addr {
 	}
 }
 
+// addAlias6 looks first, which costs 6 µs however many addresses there are. The
+// kernel goes through all multicast groups of the interface, one for each of its
+// addresses, even to say that one exists (ipv6_find_idev, ipv6_mc_up, net/ipv6):
+// 1.2 ms with 5,000.
 func (h *Host) addAlias6(l netlink.Link, a netip.Addr) error {
+	if _, ok, err := h.address6(l.Attrs().Index, a); err != nil {
+		return err
+	} else if ok {
+		return unix.EEXIST
+	}
 	req := h.request6(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, l.Attrs().Index, a)
 	req.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(askedFlags6)))
 	req.AddData(nl.NewRtAttr(ifaProto, []byte{Protocol}))

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
@@ -73,6 +74,8 @@ type Host struct {
 	signs bool
 	// ways are how flows are deleted, by address family.
 	ways [2]atomic.Int32
+	// uplinks is held while they are synced.
+	uplinks sync.Mutex
 	// sysctls is the folder with the settings of the namespace: /proc/sys/net,
 	// or where it is mounted writable.
 	sysctls string

@@ -48,9 +48,10 @@ type Uplink struct {
 // host's only way out, and what it changed, for the log. A parent that doesn't
 // exist needs nothing; call it again when a DefaultRoute or a link changes.
 //
-// It must not be called twice at the same time. Its cost grows with the main
-// tables' routes.
+// Its cost grows with the main tables' routes.
 func (h *Host) SyncUplinks(parents []string) (needs map[string]Uplink, changed []string, err error) {
+	h.uplinks.Lock()
+	defer h.uplinks.Unlock()
 	s := uplinks{Host: h, needs: map[string]Uplink{}}
 	links := map[int]string{}
 	for _, name := range parents {

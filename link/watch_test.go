@@ -122,8 +122,8 @@ func TestWatchOwnRoutes(t *testing.T) {
 			return err
 		})
 	}
-	node.Run("ip", "route", "del", "default", "via", "198.51.100.1")
-	if heard := hear(t, changes, "default route up2 0.0.0.0/0"); len(heard) > 0 {
+	node.Run("ip", "route", "del", "default", "via", "192.0.2.1")
+	if heard := hear(t, changes, "default route eth0 0.0.0.0/0"); len(heard) > 0 {
 		t.Errorf("heard %q", heard)
 	}
 	stop()
