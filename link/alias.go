@@ -13,8 +13,8 @@ import (
 )
 
 // Protocol is the number by which IPv6 addresses, rules and routes are known to
-// be ours: IFA_PROTO, FRA_PROTOCOL, rtm_protocol. It is an x, and nobody's in
-// linux/rtnetlink.h or iproute2's rt_protos.
+// be ours: IFA_PROTO (since Linux 5.18), FRA_PROTOCOL (since 4.17), rtm_protocol.
+// It is an x, and nobody's in linux/rtnetlink.h or iproute2's rt_protos.
 const Protocol = 120
 
 // aliasLabel is the label by which an IPv4 address on parent is known to be
@@ -125,7 +125,7 @@ func (h *Host) addAlias6(l netlink.Link, a netip.Addr) error {
 	switch name := l.Attrs().Name; {
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("IPv6 is switched off there: %s=1", conf("ipv6", name, "disable_ipv6"))
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT):
+	case notInKernel(err):
 		return errors.New("this kernel has no IPv6")
 	case errors.Is(err, unix.EINVAL) && l.Attrs().MTU < minMTU6:
 		return fmt.Errorf("its MTU %d is less than IPv6 needs, %d", l.Attrs().MTU, minMTU6)

@@ -93,8 +93,9 @@ func (h *Host) settle(index int) (changed []string, err error) {
 // sentence about it; "" if they do.
 //
 // What each value of arp_ignore does, in arp_ignore (net/ipv4/arp.c): 0 and the
-// reserved ones answer for all addresses, 1 and 2 for those of the interface,
-// 3 for none of scope host, 8 for none at all.
+// reserved ones answer for all addresses, 1 and 2 for those of the interface, 3
+// for none of scope host, 8 for none at all. That 2 answers nobody for an address
+// outside the parent's subnets isn't told here.
 func (h *Host) ARPTrouble(parent, on string) (string, error) {
 	value, err := h.effective(parent, "arp_ignore")
 	if errors.Is(err, os.ErrNotExist) {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// whoHas asks by ARP on eth0 for an address and returns the MAC addresses that
+// whoHas asks by ARP, from 192.0.2.9 on eth0, for an address and returns the MAC addresses that
 // answer, sorted. It waits as long as it takes for those that are expected, then
 // a while for more.
 func whoHas(t *testing.T, n *nettest.Node, addr string, expected int) []string {
@@ -34,10 +34,10 @@ func whoHas(t *testing.T, n *nettest.Node, addr string, expected int) []string {
 		defer func() { _ = unix.Close(fd) }()
 		to := &unix.SockaddrLinklayer{Protocol: arp, Ifindex: eth0.Index, Halen: 6, Addr: [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
 		target := netip.MustParseAddr(addr).As4()
-		// RFC 826: Ethernet, IPv4, lengths 6 and 4, request; a sender that
-		// has no address, a target without a MAC address (RFC 5227 §1.1).
+		// RFC 826: Ethernet, IPv4, lengths 6 and 4, request; sender and
+		// target, whose MAC address isn't known.
 		question := append([]byte{0, 1, 8, 0, 6, 4, 0, 1}, eth0.HardwareAddr...)
-		question = append(append(question, make([]byte, 10)...), target[:]...)
+		question = append(append(question, 192, 0, 2, 9, 0, 0, 0, 0, 0, 0), target[:]...)
 		if err := errors.Join(unix.Bind(fd, to), unix.Sendto(fd, question, 0, to)); err != nil {
 			return err
 		}

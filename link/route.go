@@ -13,7 +13,7 @@ func (h *Host) routesOf(family, table int) ([]netlink.Route, error) {
 	routes, err := retry(func() ([]netlink.Route, error) {
 		return h.routes.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
 	})
-	if errors.Is(err, unix.ENOENT) || family == netlink.FAMILY_V6 && noIPv6(err) {
+	if errors.Is(err, unix.ENOENT) || notInKernel(err) {
 		return nil, nil
 	}
 	if err != nil {
@@ -22,8 +22,9 @@ func (h *Host) routesOf(family, table int) ([]netlink.Route, error) {
 	return routes, nil
 }
 
-// noIPv6 tells whether an error says that the kernel has no IPv6.
-func noIPv6(err error) bool {
+// notInKernel tells whether an error says that the kernel was built without what
+// is asked for: IPv6, or rules.
+func notInKernel(err error) bool {
 	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)
 }
 

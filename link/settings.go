@@ -118,7 +118,7 @@ func (h *Host) setIPv6(name string, on bool) error {
 // default routes that it has from them, and in time its addresses. So accept_ra
 // becomes 2, "even when forwarding", before, on the interfaces that have heard a
 // router since they came up, and on the parent, which may yet hear one. All
-// others lose nothing.
+// others lose nothing. An interface that is yet to come is up to who makes it.
 func (h *Host) EnableForwarding(parent string, of Families) (changed []string, err error) {
 	if of.V4 {
 		changed, err = h.switchOn("ipv4/ip_forward")

@@ -13,7 +13,7 @@ import (
 // ourRules lists the rules of ours of a family.
 func (h *Host) ourRules(family int) ([]netlink.Rule, error) {
 	rules, err := retry(func() ([]netlink.Rule, error) { return h.nl.RuleList(family) })
-	if family == netlink.FAMILY_V6 && noIPv6(err) {
+	if notInKernel(err) {
 		return nil, nil
 	}
 	if err != nil {
