@@ -103,18 +103,24 @@ func TestAgain(t *testing.T) {
 	host := lan.Attach("host", "192.0.2.2/24")
 	peer := lan.Attach("peer", "192.0.2.9/24")
 	a := newAnnouncer(t, host)
-	a.spacing = 20 * time.Millisecond
+	a.spacing = 200 * time.Millisecond
 	c := listen(t, peer)
+	run(t, a)
+	var last time.Time
 	for range 3 {
+		<-time.After(a.spacing / 4)
+		last = time.Now()
 		if err := a.Announce("eth0", external6); err != nil {
 			t.Fatal(err)
 		}
-	}
-	run(t, a)
-	for range 3 + Times - 1 {
 		await(t, "announcement", c)
 	}
-	nothingFor(t, 5*a.spacing, c)
+	for i := range Times - 1 {
+		if h := await(t, "repeat", c); h.at.Sub(last) < time.Duration(i+1)*a.spacing {
+			t.Errorf("repeat %d comes after %v", i+1, h.at.Sub(last))
+		}
+	}
+	nothingFor(t, 2*a.spacing, c)
 }
 
 // TestMany: the repeats of many are paced, and none is left out.
@@ -145,6 +151,8 @@ func TestMany(t *testing.T) {
 	if got, want := time.Since(start), count*(Times-1)/batch*pace; got < want {
 		t.Errorf("all is said after %v, want at least %v", got, want)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if len(a.repeats) != 0 {
 		t.Errorf("%d are still to come", len(a.repeats))
 	}
@@ -156,10 +164,13 @@ func TestRefresh(t *testing.T) {
 	peer := lan.Attach("peer", "192.0.2.9/24")
 	a := newAnnouncer(t, host)
 	a.spacing = 0
-	a.SetRefresh(150 * time.Millisecond)
+	a.SetRefresh(300 * time.Millisecond)
 	c := listen(t, peer)
 	run(t, a)
-	addrs := []netip.Addr{external6, external6.Next(), external6.Next().Next()}
+	addrs := []netip.Addr{external6}
+	for range 9 {
+		addrs = append(addrs, addrs[len(addrs)-1].Next())
+	}
 	for _, addr := range addrs {
 		if err := a.Announce("eth0", addr); err != nil {
 			t.Fatal(err)
@@ -167,7 +178,7 @@ func TestRefresh(t *testing.T) {
 	}
 	const rounds = 3
 	times := map[netip.Addr]int{}
-	for range len(addrs) * (Times + rounds) {
+	for range len(addrs)*(Times+rounds) + len(addrs)/2 { // to end within a round
 		times[await(t, "refresh", c).addr]++
 	}
 	for _, addr := range addrs {
@@ -181,7 +192,7 @@ func TestRefresh(t *testing.T) {
 	}
 	for await(t, "announcement", c).addr != external {
 	}
-	for deadline := time.Now().Add(3 * a.refresh); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(2 * a.refresh); time.Now().Before(deadline); {
 		if h := await(t, "refresh", c); h.addr != external {
 			t.Errorf("%s is refreshed after Unwatch", h.addr)
 		}

@@ -80,10 +80,18 @@ func (a *Announcer) find(name string) (l link, ok bool, err error) {
 		l.mac, ok = mac(own.Addr[:6]), true
 		return nil
 	})
-	if errors.Is(err, unix.ENODEV) {
-		err = ErrNoParent
+	return l, ok, gone(err)
+}
+
+// gone gives an error of the kernel that says so its name.
+func gone(err error) error {
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return ErrNoParent
+	case errors.Is(err, unix.ENETDOWN):
+		return ErrParentDown
 	}
-	return l, ok, err
+	return err
 }
 
 // locate is find without mu held.

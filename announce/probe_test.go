@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -219,23 +220,35 @@ func TestProbeEnds(t *testing.T) {
 	if found, err := a.Probe(t.Context(), "eth0", nil, RFC5227); len(found) != 0 || err != nil {
 		t.Errorf("without addresses: %v, %v", found, err)
 	}
-	// Silence on a parent that goes down, or is replaced, is no answer.
-	for want, change := range map[error][]string{
-		ErrParentDown: {"ip", "link", "set", "eth0", "down"},
-		ErrNoParent:   {"ip", "link", "del", "eth0"},
+	// Silence of a parent that goes down or is replaced meanwhile is no answer.
+	for _, tt := range []struct {
+		change string
+		timing Timing
+		want   []error
+	}{
+		{"ip link set eth0 down", thorough, []error{ErrParentDown}},
+		{"ip link del eth0", thorough, []error{ErrNoParent}},
+		{"ip link del eth0 && ip link add eth0 type veth peer name other && ip link set other up && ip link set eth0 up",
+			Timing{probes: 1, after: time.Second}, []error{ErrNoParent, ErrParentDown}},
 	} {
-		if want == ErrNoParent {
-			host.Run("ip", "link", "set", "eth0", "up")
-			awaitUp(t, a, "eth0")
+		host.Try("ip", "link", "set", "eth0", "up")
+		if _, err := host.Try("ip", "link", "show", "eth0"); err != nil {
+			lan.Plug(host, "eth0")
 		}
+		awaitUp(t, a, "eth0")
 		errc := make(chan error)
 		go func() {
-			_, err := a.Probe(t.Context(), "eth0", addrs, thorough)
+			_, err := a.Probe(t.Context(), "eth0", []netip.Addr{external.Next()}, tt.timing)
 			errc <- err
 		}()
-		host.Run(change...)
-		if err := <-errc; !errors.Is(err, want) {
-			t.Errorf("%v: %v", change, err)
+		for begun := false; !begun; time.Sleep(time.Millisecond) {
+			a.mu.Lock()
+			begun = len(a.parents) > 0
+			a.mu.Unlock()
+		}
+		host.Run("sh", "-c", tt.change)
+		if err := <-errc; !slices.ContainsFunc(tt.want, func(want error) bool { return errors.Is(err, want) }) {
+			t.Errorf("%s: %v", tt.change, err)
 		}
 	}
 	if len(a.parents) != 0 {

@@ -89,16 +89,16 @@ func (s *socket) leave(index int, group mac) {
 func (s *socket) membership(option, index int, group mac) error {
 	mreq := unix.PacketMreq{Ifindex: int32(index), Type: unix.PACKET_MR_MULTICAST, Alen: 6}
 	copy(mreq.Address[:], group[:])
-	return s.control(func(fd int) error {
+	return gone(s.control(func(fd int) error {
 		return unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, option, &mreq)
-	})
+	}))
 }
 
 // send sends a packet, or fails if the interface's queue is full.
 func (s *socket) send(index int, to mac, packet []byte) error {
 	address := unix.SockaddrLinklayer{Protocol: networkOrder(s.protocol), Ifindex: index, Halen: 6}
 	copy(address.Addr[:], to[:])
-	return s.control(func(fd int) error { return unix.Sendto(fd, packet, 0, &address) })
+	return gone(s.control(func(fd int) error { return unix.Sendto(fd, packet, 0, &address) }))
 }
 
 // receive waits for a packet and says on which interface it came, and from whom.

@@ -263,6 +263,10 @@ func TestMadeAgain(t *testing.T) {
 	if err := a.Announce("eth0", external.Next()); err != nil {
 		t.Fatal(err)
 	}
+	const group = "33:33:ff:00:00:56"
+	if groups := host.Run("ip", "maddr", "show", "dev", "eth0"); !strings.Contains(groups, group) {
+		t.Errorf("the group isn't joined: %s", groups)
+	}
 	for _, addr := range families {
 		r.asks(t, addr)
 		if got := await(t, "conflict", conflicts); got.Address != addr {
@@ -272,7 +276,7 @@ func TestMadeAgain(t *testing.T) {
 	for _, addr := range families {
 		a.Unwatch("eth0", addr)
 	}
-	if groups := host.Run("ip", "maddr", "show", "dev", "eth0"); strings.Contains(groups, "33:33:ff:00:00:56") {
+	if groups := host.Run("ip", "maddr", "show", "dev", "eth0"); strings.Contains(groups, group) {
 		t.Errorf("the group isn't left: %s", groups)
 	}
 }
