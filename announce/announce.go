@@ -105,22 +105,46 @@ func (a *Announcer) Announce(parent string, addr netip.Addr) error {
 }
 
 func (a *Announcer) announce(parent string, addr netip.Addr) error {
-	if err := usable(addr); err != nil {
-		return err
-	}
-	l, ok, err := a.find(parent)
-	if err != nil || !ok {
-		return err
-	}
-	p, err := a.use(parent, l, addr)
-	if err != nil {
+	l, p, err := a.hold(parent, addr)
+	if err != nil || p == nil {
 		return err
 	}
 	e := p.addrs[addr]
-	e.announced, e.left, e.due = true, Times-1, a.now()+a.spacing
+	e.left, e.due = Times-1, a.now()+a.spacing
 	p.addrs[addr] = e
 	a.queue(repeat{place{p, addr}, e.due})
 	return a.tell(l, addr)
+}
+
+// Defend has addr refreshed and defended as Announce does, without telling
+// anybody: a program that is no more has announced it.
+func (a *Announcer) Defend(parent string, addr netip.Addr) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, _, err := a.hold(parent, addr); err != nil {
+		return fmt.Errorf("announce: defend %s on %s: %w", addr, parent, err)
+	}
+	return nil
+}
+
+// hold notes that addr is ours; there is no parent to note it with where there
+// are no neighbours. mu must be held.
+func (a *Announcer) hold(name string, addr netip.Addr) (link, *parent, error) {
+	if err := usable(addr); err != nil {
+		return link{}, nil, err
+	}
+	l, ok, err := a.find(name)
+	if err != nil || !ok {
+		return l, nil, err
+	}
+	p, err := a.use(name, l, addr)
+	if err != nil {
+		return l, nil, err
+	}
+	e := p.addrs[addr]
+	e.announced = true
+	p.addrs[addr] = e
+	return l, p, nil
 }
 
 // tell sends one announcement in every form that neighbours may need.

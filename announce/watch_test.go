@@ -102,53 +102,59 @@ func TestWatch(t *testing.T) {
 
 func TestDefend(t *testing.T) {
 	for name, addr := range families {
-		t.Run(name, func(t *testing.T) {
-			lan := nettest.NewSegment(t)
-			a := newAnnouncer(t, lan.Attach("host", "192.0.2.2/24"))
-			r := newRival(t, lan.Attach("rival", "192.0.2.3/24"))
-			c := listen(t, lan.Attach("peer", "192.0.2.9/24"))
-			a.reportInterval, a.defendInterval = 0, 30*time.Minute
-			a.spacing = 0
-			conflicts := run(t, a)
-			if err := a.Announce("eth0", addr); err != nil {
-				t.Fatal(err)
-			}
-			times := Times
-			if addr.Is4() {
-				times *= 2
-			}
-			for range times {
-				await(t, "announcement", c)
-			}
-			const attempts = 5
-			for i := range attempts {
-				r.owns(t, addr)
-				if got := await(t, "conflict", conflicts); got.Defended != (i == 0) {
-					t.Errorf("conflict %d: %v", i, got)
-				}
-			}
-			r.owns(t, external.Prev()) // is heard last
-			defences := 0
-			for h := await(t, "defence", c); h.addr != external.Prev(); h = await(t, "defence", c) {
-				if h.mac == r.mac {
-					continue
-				}
-				if defences++; h.form != "request" && h.form != "advertisement" {
-					t.Errorf("defends by a %s", h.form)
-				}
-			}
-			if defences != 1 {
-				t.Errorf("%d defences, want 1", defences)
-			}
-			// The interval is over.
-			a.mu.Lock()
-			a.defendInterval = 0
-			a.mu.Unlock()
-			r.owns(t, addr)
-			if got := await(t, "conflict", conflicts); !got.Defended {
-				t.Errorf("after the interval: %v", got)
-			}
-		})
+		t.Run(name, func(t *testing.T) { defend(t, addr, true) })
+		t.Run(name+", announced by a program before", func(t *testing.T) { defend(t, addr, false) })
+	}
+}
+
+func defend(t *testing.T, addr netip.Addr, announces bool) {
+	lan := nettest.NewSegment(t)
+	a := newAnnouncer(t, lan.Attach("host", "192.0.2.2/24"))
+	r := newRival(t, lan.Attach("rival", "192.0.2.3/24"))
+	c := listen(t, lan.Attach("peer", "192.0.2.9/24"))
+	a.reportInterval, a.defendInterval = 0, 30*time.Minute
+	a.spacing = 0
+	conflicts := run(t, a)
+	how, times := a.Defend, 0
+	if announces {
+		how, times = a.Announce, Times
+	}
+	if err := how("eth0", addr); err != nil {
+		t.Fatal(err)
+	}
+	if addr.Is4() {
+		times *= 2
+	}
+	for range times {
+		await(t, "announcement", c)
+	}
+	const attempts = 5
+	for i := range attempts {
+		r.owns(t, addr)
+		if got := await(t, "conflict", conflicts); got.Defended != (i == 0) {
+			t.Errorf("conflict %d: %v", i, got)
+		}
+	}
+	r.owns(t, external.Prev()) // is heard last
+	defences := 0
+	for h := await(t, "defence", c); h.addr != external.Prev(); h = await(t, "defence", c) {
+		if h.mac == r.mac {
+			continue
+		}
+		if defences++; h.form != "request" && h.form != "advertisement" {
+			t.Errorf("defends by a %s", h.form)
+		}
+	}
+	if defences != 1 {
+		t.Errorf("%d defences, want 1", defences)
+	}
+	// The interval is over.
+	a.mu.Lock()
+	a.defendInterval = 0
+	a.mu.Unlock()
+	r.owns(t, addr)
+	if got := await(t, "conflict", conflicts); !got.Defended {
+		t.Errorf("after the interval: %v", got)
 	}
 }
 

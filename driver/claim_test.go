@@ -238,6 +238,10 @@ func TestConflict(t *testing.T) {
 			t.Fatal(err)
 		}
 		machine := l.host.String()
+		l.restart()
+		if got := l.host.Watched(); got[a56] != "br-ex" {
+			t.Errorf("%s: defended after a restart: %v", policy, got)
+		}
 		conflict := announce.Conflict{Parent: "br-ex", Address: a56, MAC: stranger, Defended: true}
 		l.Conflict(conflict)
 		if got := l.host.String(); got != machine {

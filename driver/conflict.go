@@ -5,6 +5,24 @@ import (
 	"github.com/extip/extip/store"
 )
 
+// defendAll has the addresses defended that are published since before the
+// start. On a parent that is down they are once it comes up.
+func (d *Driver) defendAll() {
+	d.eachEndpoint(func(n *network, e *endpoint) {
+		if e.rec.State != store.Published || aliasLink(n.rec) == "" {
+			return
+		}
+		for _, a := range e.rec.External {
+			if e.withheld[a] != "" {
+				continue
+			}
+			if err := d.kernel.Defend(n.rec.Parent, a); err != nil {
+				d.log.WithField("external", a).WithError(err).Warn("not defended")
+			}
+		}
+	})
+}
+
 // Conflict takes what was heard of another host that uses an address which is
 // ours, or was to be.
 func (d *Driver) Conflict(c announce.Conflict) {

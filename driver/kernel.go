@@ -63,6 +63,8 @@ type Neighbours interface {
 	Probe(ctx context.Context, parent string, addrs []netip.Addr, how announce.Timing) (map[netip.Addr]net.HardwareAddr, error)
 	// Announce tells them where an address is, and from then on defends it.
 	Announce(parent string, a netip.Addr) error
+	// Defend does the latter alone.
+	Defend(parent string, a netip.Addr) error
 	// Watch listens to what they say of an address, until Unwatch.
 	Watch(parent string, a netip.Addr) error
 	Unwatch(parent string, a netip.Addr)

@@ -30,6 +30,7 @@ func (d *Driver) Restore() error {
 	errs = append(errs, err)
 	d.report("start", repaired)
 	_, err = d.Reconcile("start")
+	d.defendAll()
 	return errors.Join(append(errs, err)...)
 }
 

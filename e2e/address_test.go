@@ -54,6 +54,8 @@ func TestLateOwner(t *testing.T) {
 	lab.network("yield", "172.30.0.0/16", "extip.pool=203.0.113.58-203.0.113.59", "extip.conflict=yield")
 	lab.run("kept", "--network", "name=keep,driver-opt=extip.address=203.0.113.56")
 	lab.run("yielded", "--network", "name=yield,driver-opt=extip.address=203.0.113.58")
+	lab.killPlugin()
+	lab.startPlugin()
 	thief := lab.lan.Attach("thief", "203.0.113.56/24", "203.0.113.58/24")
 	logged := func(words ...string) func() bool {
 		return func() bool {

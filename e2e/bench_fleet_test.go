@@ -142,7 +142,7 @@ func createNetwork(i int, pool string) *api.CreateNetworkRequest {
 	return &api.CreateNetworkRequest{
 		NetworkID: networkID(i),
 		Options: map[string]any{"com.docker.network.generic": map[string]any{
-			"extip.parent": "eth0", "extip.pool": pool,
+			"extip.parent": "eth0", "extip.pool": pool, "extip.dad": "off",
 		}},
 		IPv4Data: []*api.IPAMData{{AddressSpace: "LocalDefault", Pool: fmt.Sprintf("172.%d.0.0/16", 16+i), Gateway: fmt.Sprintf("172.%d.0.1/16", 16+i)}},
 	}

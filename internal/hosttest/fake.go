@@ -423,6 +423,9 @@ func (h *Host) Watch(parent string, a netip.Addr) error {
 	return nil
 }
 
+// Defend implements driver.Neighbours.
+func (h *Host) Defend(parent string, a netip.Addr) error { return h.Watch(parent, a) }
+
 // Unwatch implements driver.Neighbours.
 func (h *Host) Unwatch(_ string, a netip.Addr) {
 	h.mu.Lock()
