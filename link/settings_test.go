@@ -122,6 +122,9 @@ func TestBridge6(t *testing.T) {
 			if got := node.Run("cat", "/proc/sys/net/ipv6/conf/"+b.Name+"/accept_ra"); strings.TrimSpace(got) != "0" {
 				t.Errorf("accept_ra is %s", got)
 			}
+			// Without a carrier the kernel is in no hurry with IPv6.
+			web := node.Container("web", b.Name, "2001:db8:1::2/64", "2001:db8:1::1")
+			node.AwaitUp(b.Name)
 			once := node.Dump()
 			do(t, node, func() error { return h.EnsureBridge(b) })
 			if again := node.Dump(); again != once {
@@ -131,6 +134,7 @@ func TestBridge6(t *testing.T) {
 			do(t, node, func() error { return h.EnsureBridge(b) })
 			node.Run("ip", "-6", "route", "del", "2001:db8:1::/64", "dev", b.Name)
 			do(t, node, func() error { return h.EnsureBridge(b) })
+			node.AwaitUp(b.Name)
 			if again := node.Dump(); again != once {
 				t.Errorf("repaired:\n%s\nonce:\n%s", again, once)
 			}
@@ -138,7 +142,6 @@ func TestBridge6(t *testing.T) {
 			if got := found.Links[b.Name].Addresses; err != nil || len(got) != len(gateways) || !slices.Contains(got, gateways[len(gateways)-1]) {
 				t.Errorf("survey: %v, %v", got, err)
 			}
-			web := node.Container("web", b.Name, "2001:db8:1::2/64", "2001:db8:1::1")
 			node.Serve(80)
 			if got := web.Ask("tcp", "[2001:db8:1::1]:80"); got != "host saw 2001:db8:1::2" {
 				t.Errorf("container hears %q", got)

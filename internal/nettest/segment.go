@@ -49,18 +49,32 @@ func (s *Segment) Plug(n *Node, dev string, addrs ...string) {
 	n.Run("ip", "link", "set", dev, "up")
 	n.addAddrs(dev, addrs)
 	s.sw.AwaitPort(port)
+	n.AwaitUp(dev)
 }
 
 // AwaitPort returns when a bridge's port forwards: the kernel tells the bridge
 // a while after the link is up, longer on a busy machine.
 func (n *Node) AwaitPort(port string) {
 	n.t.Helper()
+	n.await(port, "state forwarding", "bridge", "link", "show", "dev", port)
+}
+
+// AwaitUp returns when an interface sends: until the kernel has dealt with its
+// carrier, it drops what it is given, and a question about a neighbour that is
+// dropped is asked again a second later only.
+func (n *Node) AwaitUp(dev string) {
+	n.t.Helper()
+	n.await(dev, "state UP", "ip", "link", "show", "dev", dev)
+}
+
+func (n *Node) await(dev, state string, look ...string) {
+	n.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
-		if strings.Contains(n.quiet("bridge", "link", "show", "dev", port), "state forwarding") {
+		if strings.Contains(n.quiet(look...), state) {
 			return
 		}
 	}
-	n.t.Fatalf("%s: port %s doesn't come up", n.Name, port)
+	n.t.Fatalf("%s: %s doesn't come up", n.Name, dev)
 }
 
 func (n *Node) addAddrs(dev string, addrs []string) {
@@ -92,5 +106,6 @@ func (n *Node) Container(name, bridge, addr, gateway string) *Node {
 	c.addAddrs("eth0", []string{addr})
 	c.Run("ip", "route", "add", "default", "via", gateway)
 	n.AwaitPort(port)
+	c.AwaitUp("eth0")
 	return c
 }
