@@ -113,7 +113,7 @@ func TestBridge6(t *testing.T) {
 			node.Sysctl("ipv6.conf.all.accept_dad", "1")
 			node.Sysctl("ipv6.conf.default.accept_dad", "1")
 			b := bridge
-			b.Addresses = gateways
+			b.Addresses, b.MTU = gateways, 1500 // that of the container below
 			before := node.Dump()
 			do(t, node, func() error { return h.EnsureBridge(b) })
 			if got := node.Run("ip", "-6", "addr", "show", "dev", b.Name, "scope", "global"); !strings.Contains(got, "2001:db8:1::1/64") || strings.Contains(got, "tentative") {
