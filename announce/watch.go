@@ -129,7 +129,8 @@ func (a *Announcer) saw(s sighting, index int) {
 }
 
 // ours says whether a MAC is that of an interface in use. Another one than p
-// may be on the same segment, and the kernel answers there for all its addresses.
+// may be on the same segment, and the kernel answers there for all its
+// addresses. One that isn't in use passes for another host.
 func (a *Announcer) ours(p *parent, m mac) bool {
 	// What is a parent's MAC may have changed since: a bond failed over,
 	// a bridge has another port.
