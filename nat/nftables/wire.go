@@ -96,7 +96,7 @@ func (b *batch) rule(f family, chain string, r rule) {
 }
 
 func (b *batch) set(f family, name string, k setKind) {
-	key, value := datatype(k.key), datatype(k.value)
+	key, value := keyType(k.key), datatype(k.value)
 	b.setIDs++
 	a := attrs{}.text(unix.NFTA_SET_TABLE, b.name).text(unix.NFTA_SET_NAME, name).
 		number(unix.NFTA_SET_ID, b.setIDs).
@@ -112,6 +112,9 @@ func (b *batch) set(f family, name string, k setKind) {
 		a = a.number(unix.NFTA_SET_DATA_TYPE, value.GetNFTMagic()).number(unix.NFTA_SET_DATA_LEN, value.Bytes)
 	}
 	about := userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, byteOrder(k.key))
+	if k.key == keyTarget {
+		about = append(about, targetType()...)
+	}
 	if k.value == nftables.TypeMark.Name {
 		about = userdata.AppendUint32(about, userdata.NFTNL_UDATA_SET_DATABYTEORDER, byteOrder(k.value))
 	}
@@ -126,16 +129,40 @@ const (
 )
 
 // byteOrder is a type's. Without it nft lists an interface name as "", and a
-// mark with its bytes the other way round.
+// mark with its bytes the other way round. Parts of a key have their own.
 func byteOrder(name string) uint32 {
+	if strings.Contains(name, joined) {
+		return 0
+	}
 	if name == nftables.TypeIFName.Name || name == nftables.TypeMark.Name {
 		return byteOrderHost
 	}
 	return byteOrderBig
 }
 
+// keyType is a key's type; those that aren't ours are none.
+func keyType(name string) *nftables.SetDatatype {
+	var parts []nftables.SetDatatype
+	for part := range strings.SplitSeq(name, joined) {
+		parts = append(parts, *datatype(part))
+	}
+	t, err := nftables.ConcatSetType(parts...)
+	if err != nil {
+		return &nftables.SetDatatype{}
+	}
+	return &t
+}
+
+// datatypes is those that sets of ours have. Integers are as long as what an
+// IPv6 address is.
+func datatypes() []nftables.SetDatatype {
+	integer := nftables.TypeInteger
+	integer.Bytes = nftables.TypeIP6Addr.Bytes
+	return []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName, nftables.TypeMark, nftables.TypeEtherAddr, integer}
+}
+
 func datatype(name string) *nftables.SetDatatype {
-	for _, t := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName, nftables.TypeMark} {
+	for _, t := range datatypes() {
 		if t.Name == name {
 			return &t
 		}
