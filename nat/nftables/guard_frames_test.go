@@ -91,7 +91,9 @@ type trick struct {
 
 // honest is what a container has to be able to send.
 func honest() []trick {
-	fromMe := func(etherType uint16, next []byte) []byte { return nettest.Ethernet(nettest.Broadcast, evilMAC, etherType, next) }
+	fromMe := func(etherType uint16, next []byte) []byte {
+		return nettest.Ethernet(nettest.Broadcast, evilMAC, etherType, next)
+	}
 	return []trick{
 		{"ARP: who has the gateway", fromMe(0x806, nettest.ARP(1, evilMAC, evilIP, make(net.HardwareAddr, 6), bridgeIP))},
 		{"ARP: a gratuitous answer", fromMe(0x806, nettest.ARP(2, evilMAC, evilIP, nettest.Broadcast, evilIP))},
@@ -125,7 +127,9 @@ func tagged(frame []byte, vid byte) []byte {
 
 // dishonest is what it must not, to whomever it is sent.
 func dishonest() []trick {
-	fromMe := func(etherType uint16, next []byte) []byte { return nettest.Ethernet(victimMAC, evilMAC, etherType, next) }
+	fromMe := func(etherType uint16, next []byte) []byte {
+		return nettest.Ethernet(victimMAC, evilMAC, etherType, next)
+	}
 	noMAC := make(net.HardwareAddr, 6)
 	poison := nettest.ARP(2, evilMAC, bridgeIP, victimMAC, victimIP)
 	otherHardware := nettest.ARP(1, evilMAC, evilIP, noMAC, victimIP)
