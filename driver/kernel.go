@@ -77,4 +77,6 @@ type Kernel struct {
 	Settings
 	Neighbours
 	NAT nat.Backend
+	// Guard is nil where the kernel can't guard.
+	Guard nat.Guard
 }
