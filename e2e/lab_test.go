@@ -81,6 +81,7 @@ type lab struct {
 	opts           options
 	lan            *nettest.Segment
 	dir            string // on disk; goes with the test
+	machine        bool   // whether the host is a machine: see newMachine
 	boots          int
 	init           int // the process that the host's namespaces live by
 	shutDown       func()
@@ -156,6 +157,11 @@ func (l *lab) boot() {
 	l.host = nettest.NewNode(l.t, fmt.Sprintf("host%d", l.boots))
 	l.host.Name = "host"
 	l.lan.Plug(l.host, "eth0")
+	if l.machine {
+		l.connectParent()
+		l.startSystemd()
+		return
+	}
 	l.startInit()
 	l.connectParent()
 	l.engine = l.newEngine()
@@ -197,7 +203,7 @@ func (l *lab) startInit() {
 	l.shutDown = sync.OnceFunc(func() {
 		_ = stdin.Close()
 		_ = cmd.Wait()
-		l.removeCgroups()
+		removeCgroups(l.t, l.cgroup())
 	})
 	l.t.Cleanup(l.shutDown)
 	if _, err := fmt.Fscanln(stdout, new(string)); err != nil {
@@ -208,13 +214,13 @@ func (l *lab) startInit() {
 // cgroup is the parent of the lab's containers' cgroups.
 func (l *lab) cgroup() string { return fmt.Sprintf("extip-e2e-%d-%d", os.Getpid(), l.init) }
 
-// removeCgroups removes what is left of the containers' cgroups; the kernel
-// lets go of them a moment after their last process.
-func (l *lab) removeCgroups() {
-	eventually(l.t, "the containers' cgroups can be removed", func() bool {
+// removeCgroups removes what is left of the cgroups whose path has a name in
+// it; the kernel lets go of them a moment after their last process.
+func removeCgroups(t testing.TB, name string) {
+	eventually(t, "the cgroups can be removed", func() bool {
 		var dirs []string
 		err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-			if d != nil && d.IsDir() && strings.Contains(path, l.cgroup()) {
+			if d != nil && d.IsDir() && strings.Contains(path, name) {
 				dirs = append(dirs, path)
 			}
 			return nil
