@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -13,20 +16,31 @@ import (
 )
 
 // listen returns the socket that a service manager has bound and passed, as
-// systemd's socket units do, or else binds the one at path. A passed socket
-// stays when the plugin stops: calls wait in it for the next one. It is called
-// once.
-func listen(path string) (net.Listener, error) {
-	passed, err := activation.Listeners()
-	switch {
-	case err != nil:
+// systemd's socket units do, or else binds those at the comma-separated paths.
+// A passed socket stays when the plugin stops: calls wait in it for the next
+// one. It is called once.
+func listen(paths string) ([]net.Listener, error) {
+	sockets, err := activation.Listeners()
+	if err != nil {
 		return nil, fmt.Errorf("the passed sockets: %w", err)
-	case len(passed) == 0:
-		return driver.Listen(path)
-	case len(passed) > 1 || passed[0] == nil:
-		return nil, fmt.Errorf("%d sockets were passed, where one that listens is wanted", len(passed))
 	}
-	return passed[0], nil
+	if len(sockets) > 0 {
+		if slices.Contains(sockets, nil) {
+			return nil, errors.New("a socket was passed that does not listen")
+		}
+		return sockets, nil
+	}
+	for path := range strings.SplitSeq(paths, ",") {
+		socket, err := driver.Listen(strings.TrimSpace(path))
+		if err != nil {
+			for _, s := range sockets {
+				err = errors.Join(err, s.Close())
+			}
+			return nil, err
+		}
+		sockets = append(sockets, socket)
+	}
+	return sockets, nil
 }
 
 // manage tells a service manager, where there is one, that the plugin is
