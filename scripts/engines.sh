@@ -64,14 +64,14 @@ unpack() {
 		cd "$dir/debs"
 		export APT_CONFIG=$dir/apt.conf
 		apt-get -q update
-		apt-get -q download docker.io docker-cli containerd
+		apt-get -q download docker.io docker-cli containerd docker-compose
 	) >"$dir/log" 2>&1 || { tail -20 "$dir/log" >&2; die "the engine of $suite can't be had"; }
 	mkdir "$dir/root"
 	for deb in "$dir"/debs/*.deb; do dpkg-deb -x "$deb" "$dir/root"; done
 	programs=$cache/$suite
 	rm -rf "$programs"
 	mkdir "$programs"
-	find "$dir"/root/usr/{bin,sbin} -type f -exec cp -t "$programs" {} +
+	find "$dir"/root/usr/{bin,sbin,libexec/docker/cli-plugins} -type f -exec cp -t "$programs" {} +
 	rm -rf "$dir"
 	echo "$programs"
 }
