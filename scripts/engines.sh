@@ -86,10 +86,10 @@ done
 if [[ -n $only ]]; then exit; fi
 
 need_engine
-need iptables=iptables nft=nftables ip=iproute2
+need iptables=iptables nft=nftables ip=iproute2 docker-compose=docker-compose
 need_go
 EXTIP_TEST_COMPATIBILITY=$PWD/docs/compatibility.md
 export EXTIP_TEST_COMPATIBILITY
 for dir in "" "${engines[@]}"; do
-	EXTIP_TEST_ENGINE=$dir go test -count=1 -run '^TestCompatibility$' ./e2e
+	EXTIP_TEST_ENGINE=$dir go test -count=1 -run '^(TestCompatibility|TestCompose)$' ./e2e
 done
