@@ -24,7 +24,7 @@ func TestCompose(t *testing.T) {
 	for _, tt := range []struct {
 		file      string
 		www, mail string // mail's is found out if it is empty
-		version   int // the oldest that can, as composeVersion has it
+		version   int    // the oldest that can, as composeVersion has it
 	}{
 		{"networks.yaml", "203.0.113.60", "203.0.113.61", 1027},
 		{"addresses.yaml", "203.0.113.60", "", 2028},
