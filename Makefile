@@ -26,7 +26,7 @@ test: ## unit tests, and those with the kernel in private namespaces
 # -count=1, as go does not know that the tests run the program.
 e2e: ## the whole thing with a real engine, with each backend; as root
 	go test -count=1 -timeout 15m ./e2e
-	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip 'TestCompatibility|TestManaged|TestPackage|TestRelease|TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch' ./e2e
+	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip 'TestSwarm|TestCompose|TestCompatibility|TestManaged|TestPackage|TestRelease|TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch' ./e2e
 
 soak: ## 1,000 random operations on the kernel, crashes and damage among them
 	EXTIP_SOAK_STEPS=1000 go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'

@@ -57,6 +57,8 @@ type options struct {
 	daemon string
 	// plugin is appended to the plugin's command line.
 	plugin []string
+	// address is the host's own, if it is not hostAddr.
+	address string
 	// bare leaves engine and plugin to be started by the test.
 	bare bool
 }
@@ -118,6 +120,17 @@ func newLab(t testing.TB, o options) *lab {
 	return l
 }
 
+// neighbour is another host on the segment, with that address, switched on and
+// otherwise bare.
+func (l *lab) neighbour(address string) *lab {
+	l.t.Helper()
+	n := &lab{outside: l.outside, t: l.t, opts: l.opts, lan: l.lan, dir: l.t.TempDir()}
+	n.opts.address, n.opts.bare = address, true
+	n.chooseIptables()
+	n.boot()
+	return n
+}
+
 // isRoot tells the machine's root from the one of a user namespace, which is
 // what nettest.Main makes of anybody else: that one is alone there.
 func isRoot() bool {
@@ -154,7 +167,7 @@ func (l *lab) chooseIptables() {
 func (l *lab) boot() {
 	l.t.Helper()
 	l.boots++
-	l.host = nettest.NewNode(l.t, fmt.Sprintf("host%d", l.boots))
+	l.host = nettest.NewNode(l.t, fmt.Sprintf("host%s.%d", strings.ReplaceAll(l.opts.address, ".", "-"), l.boots))
 	l.host.Name = "host"
 	l.lan.Plug(l.host, "eth0")
 	if l.machine {
@@ -171,9 +184,15 @@ func (l *lab) boot() {
 // reboot cuts the power and boots again.
 func (l *lab) reboot() {
 	l.t.Helper()
+	l.cutPower()
+	l.boot()
+}
+
+// cutPower switches the host off.
+func (l *lab) cutPower() {
+	l.t.Helper()
 	l.shutDown()
 	l.host.Run("ip", "link", "del", "eth0")
-	l.boot()
 }
 
 // startInit starts the first process of the host. Processes of the host are
