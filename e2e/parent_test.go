@@ -25,8 +25,6 @@ func (l *lab) connectParent() {
 	}
 	l.host.Run("ip", "link", "set", l.parent, "up")
 	l.host.Run("ip", "addr", "add", cmp.Or(l.opts.address, hostAddr)+"/24", "dev", l.parent)
-	if l.opts.address == "" {
-		}
 	l.host.Run("ip", "route", "add", "default", "via", outsideAddr)
 	if l.opts.address == "" {
 		l.host.Run("ip", "addr", "add", hostAddr6+"/64", "dev", l.parent, "nodad")
