@@ -42,8 +42,8 @@ type Settings interface {
 	DefaultParent() (string, error)
 	// Parent returns link.ErrNoLink if there is no such interface.
 	Parent(name string) (link.ParentInfo, error)
-	// EnableForwarding lets the host route, as it did or did not before.
-	EnableForwarding(parent string, of link.Families) (changed []string, err error)
+	// EnableForwarding lets the host route what comes in by interfaces.
+	EnableForwarding(interfaces []string, of link.Families) (changed []string, err error)
 	// SettleARP keeps other interfaces from answering for addresses on parent.
 	SettleARP(parent string) (changed []string, err error)
 	// ARPTrouble says why neighbours on parent get no answer for addresses

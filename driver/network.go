@@ -17,7 +17,7 @@ func (d *Driver) networkSteps(n store.Network) []step {
 	bridge := link.Bridge{Name: n.Bridge, Owner: n.ID, Note: networkNote(n), Addresses: n.Gateways, MTU: n.MTU}
 	return []step{
 		{name: "enable forwarding", do: func() error {
-			return d.settings(d.kernel.EnableForwarding(n.Parent, link.FamiliesOf(n.Gateways)))
+			return d.settings(d.kernel.EnableForwarding(d.natNetwork(n).Uplinks, link.FamiliesOf(n.Gateways)))
 		}},
 		{name: "neighbours of the parent", do: func() error { return d.quietOthers(n) }},
 		{

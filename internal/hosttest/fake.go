@@ -356,7 +356,7 @@ func (h *Host) Parent(name string) (link.ParentInfo, error) {
 }
 
 // EnableForwarding implements driver.Settings.
-func (h *Host) EnableForwarding(string, link.Families) ([]string, error) {
+func (h *Host) EnableForwarding([]string, link.Families) ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return nil, h.write("enable forwarding")
