@@ -34,12 +34,18 @@ func NewDesired() Desired {
 
 // Equal tells whether both hold the same.
 func (d Desired) Equal(o Desired) bool {
-	return maps.Equal(d.Mappings, o.Mappings) && maps.EqualFunc(d.Networks, o.Networks, sameNetwork)
+	return maps.EqualFunc(d.Mappings, o.Mappings, sameMapping) && maps.EqualFunc(d.Networks, o.Networks, sameNetwork)
 }
 
 func sameNetwork(a, b Network) bool {
 	return a.ID == b.ID && a.Bridge == b.Bridge && slices.Equal(a.Uplinks, b.Uplinks) && a.Internal == b.Internal &&
 		a.Mark == b.Mark && slices.Equal(a.Subnets, b.Subnets)
+}
+
+func sameMapping(a, b Mapping) bool {
+	same := a.Filter.Equal(b.Filter)
+	a.Filter, b.Filter = nil, nil
+	return same && a == b
 }
 
 // Effective is the part of a change that makes a difference, with what gives
@@ -70,7 +76,7 @@ func (d Desired) Effective(c Change) (e Change) {
 	}
 	for _, m := range c.Put.Mappings {
 		cur, ok := d.Mappings[m.External]
-		if ok && cur == m {
+		if ok && sameMapping(cur, m) {
 			continue
 		}
 		if ok {

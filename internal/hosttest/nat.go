@@ -137,7 +137,8 @@ func (r rules) lines() []string {
 			flag(n.Internal, " internal"), flag(n.Mark != 0, fmt.Sprintf(" mark %#x", n.Mark))))
 	}
 	for _, m := range r.mappings {
-		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress")))
+		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress"))+
+			flag(m.Filter != nil, fmt.Sprintf(" filter %v", m.Filter.Canonical())))
 	}
 	slices.Sort(lines)
 	return lines

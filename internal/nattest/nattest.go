@@ -39,6 +39,8 @@ func Run(t *testing.T, open func(*testing.T) Subject) {
 		{"SharedInternal", testSharedInternal},
 		{"ChangeNetwork", testChangeNetwork},
 		{"Mark", testMark},
+		{"Filter", testFilter},
+		{"RandomFilters", testRandomFilters},
 		{"Refuse", testRefuse},
 		{"SyncFromNothing", testSyncFromNothing},
 		{"SyncRepairs", testSyncRepairs},
@@ -254,6 +256,21 @@ func testRefuse(t *testing.T, s Subject) {
 		bad.Internal = a
 		if s.Add(good, bad) == nil {
 			t.Errorf("internal %s: accepted", a)
+		}
+	}
+	for _, f := range []nat.Filter{
+		{Ports: []nat.Ports{{Proto: 6}}},
+		{Ports: []nat.Ports{{Proto: 6, First: 80, Last: 79}}},
+		{Ports: []nat.Ports{{Proto: 1, First: 8, Last: 8}}},
+		{Allow: []netip.Prefix{{}}},
+		{Allow: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}},
+		{Allow: []netip.Prefix{netip.MustParsePrefix("::ffff:192.0.2.0/120")}},
+		{Allow: make([]netip.Prefix, 1001)},
+	} {
+		m := Map4(1, 1)
+		m.Filter = &f
+		if s.Add(m) == nil {
+			t.Errorf("filter %v: accepted", f)
 		}
 	}
 	if s.Add(Map4(1, 1), good, Map4(1, 1)) == nil {

@@ -61,7 +61,7 @@ func (b *Backend) RemoveNetwork(n nat.Network) error {
 // Add implements nat.Backend. Two mappings of one external address in a call
 // are an error.
 func (b *Backend) Add(ms ...nat.Mapping) error {
-	if _, err := (nat.State{Mappings: ms}).Usable(); err != nil {
+	if _, err := usable(nat.State{Mappings: ms}); err != nil {
 		return err
 	}
 	var names []string
@@ -84,7 +84,7 @@ func (b *Backend) Remove(ms ...nat.Mapping) error {
 // Sync implements nat.Backend. Networks and mappings that can't be written
 // are left out and reported as errors.
 func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
-	want, err := s.Usable()
+	want, err := usable(s)
 	errs := []error{err}
 	b.writing.Lock()
 	defer b.writing.Unlock()

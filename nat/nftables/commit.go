@@ -3,7 +3,6 @@ package nftables
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -70,7 +69,7 @@ func (b *Backend) views(e nat.Change) (views [2]*table) {
 	for i, f := range families() {
 		// Without networks, a mapping may be the table's first or last.
 		framed := e.Structural() || b.model.subnets[i] == 0
-		views[i] = b.model.view(f, framed, addrs(e))
+		views[i] = b.model.view(f, framed, addrs(e), filters(e))
 		b.flag(views[i])
 	}
 	return views
@@ -168,12 +167,11 @@ func (b *Backend) committed(after uint32) {
 	}
 }
 
-// probe tries all that a table is made of, under another name, in a
-// transaction that leaves nothing.
-func (k *kernel) probe(flags uint32) error {
+// probe tries an IPv4 table, under another name, in a transaction that leaves
+// nothing.
+func (k *kernel) probe(flags uint32, sample nat.State) error {
 	f := family{}
-	sample := nat.Network{ID: "1", Bridge: "probe", Uplinks: []string{"probe"}, Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Mark: 1}
-	want := modelOf(nat.State{Networks: []nat.Network{sample}}).whole(f)
+	want := modelOf(sample).whole(f)
 	want.flags = flags
 	b := &batch{name: tableName + "-probe"}
 	f.diff(b, nil, want)

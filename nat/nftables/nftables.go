@@ -12,6 +12,8 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -45,7 +47,9 @@ type Backend struct {
 	kernel *kernel
 	commit func(*batch) error // kernel.commit, but in tests
 	flags  uint32             // of our tables
-	model  *model
+	// unfiltered is why the kernel can't filter; nil if it can.
+	unfiltered error
+	model      *model
 	// agreed says that the kernel was left holding the model; if not, it
 	// has to be read before it is changed.
 	agreed bool
@@ -68,15 +72,39 @@ func New(c Config) (*Backend, error) {
 	if c.Owner {
 		b.flags = flagOwner | flagPersist
 	}
-	err = k.probe(b.flags)
+	bare := nat.State{Networks: []nat.Network{{
+		ID: "1", Bridge: "probe", Uplinks: []string{"probe"}, Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Mark: 1,
+	}}}
+	err = k.probe(b.flags, bare)
 	if b.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
 		b.flags = 0 // an older kernel
-		err = k.probe(b.flags)
+		err = k.probe(b.flags, bare)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("nat: use nftables: %w", err), k.close())
 	}
+	b.unfiltered = k.probe(b.flags, nat.State{Mappings: []nat.Mapping{{
+		Endpoint: "1", External: netip.MustParseAddr("192.0.2.1"), Internal: netip.MustParseAddr("192.0.2.2"),
+		Filter: &nat.Filter{Ports: []nat.Ports{{Proto: unix.IPPROTO_TCP, First: 1, Last: 2}}, Reject: true},
+	}}})
 	return b, nil
+}
+
+// usable is State.Usable for this kernel.
+func (b *Backend) usable(s nat.State) (good nat.State, err error) {
+	good, err = s.Usable()
+	if b.unfiltered == nil {
+		return good, err
+	}
+	errs := []error{err}
+	good.Mappings = slices.DeleteFunc(good.Mappings, func(m nat.Mapping) bool {
+		filtered := m.Filter.Canonical() != nil
+		if filtered {
+			errs = append(errs, fmt.Errorf("nat: mapping %q: the kernel can't filter, which needs Linux 5.9: %w", m.External, b.unfiltered))
+		}
+		return filtered
+	})
+	return good, errors.Join(errs...)
 }
 
 // Close lets go of the kernel. What was written stays.
@@ -104,7 +132,7 @@ func (b *Backend) RemoveNetwork(n nat.Network) error {
 // are an error.
 func (b *Backend) Add(ms ...nat.Mapping) error {
 	put := nat.State{Mappings: ms}
-	if _, err := put.Usable(); err != nil {
+	if _, err := b.usable(put); err != nil {
 		return err
 	}
 	return b.change(fmt.Sprintf("add %q", externals(ms)), nat.Change{Put: put})
@@ -127,7 +155,7 @@ func externals(ms []nat.Mapping) string {
 // Sync implements nat.Backend. Networks and mappings that can't be written
 // are left out and reported as errors.
 func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
-	want, uerr := s.Usable()
+	want, uerr := b.usable(s)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if m := modelOf(want); !m.Equal(b.model.Desired) {
