@@ -66,6 +66,9 @@ type Driver struct {
 	wake     chan struct{}
 	retiring atomic.Bool
 
+	// events tells those who listen what happens.
+	events events
+
 	// segments is what is known of the wires. waiting are endpoints with
 	// withheld addresses; guarded by mu.
 	segments *segments

@@ -14,9 +14,9 @@ import (
 
 // A Reservation keeps addresses for whoever names it, also while nobody does.
 type Reservation struct {
-	Name      string
-	Addresses []netip.Addr
-	Created   time.Time
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+	Created   time.Time    `json:"created"`
 }
 
 // Want is the external addresses that a new endpoint is to have.
@@ -319,6 +319,17 @@ func (s *Store) Upcoming(p pool.Pool, n int, usable func(netip.Addr) bool) ([]ne
 	}
 	return list, nil
 }
+
+// Free is how many addresses of a pool are neither claimed nor reserved, at most
+// math.MaxUint64.
+func (s *Store) Free(p pool.Pool) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return p.Free(&s.taken)
+}
+
+// Reservations returns all reservations, in order of their names.
+func (s *Store) Reservations() ([]Reservation, error) { return all[Reservation](s, namesBucket) }
 
 // Claims returns which endpoint has which address.
 func (s *Store) Claims() (map[netip.Addr]string, error) { return s.byAddress(claimsBucket) }
