@@ -80,6 +80,8 @@ type Backend interface {
 	Sync(State) (repaired []string, err error)
 	// Repair is Sync with what the backend was told.
 	Repair() (repaired []string, err error)
+	// Check returns the lines that Repair would, and changes nothing.
+	Check() (differences []string, err error)
 }
 
 // Sort puts a state into canonical order, so that equal states compare equal.

@@ -6,6 +6,7 @@ package nattest
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 
@@ -45,6 +46,7 @@ func Run(t *testing.T, open func(*testing.T) Subject) {
 		{"SyncFromNothing", testSyncFromNothing},
 		{"SyncRepairs", testSyncRepairs},
 		{"SyncRemoves", testSyncRemoves},
+		{"Check", testCheck},
 		{"Restart", testRestart},
 		{"Concurrent", testConcurrent},
 	} {
@@ -343,6 +345,29 @@ func testSyncRepairs(t *testing.T, s Subject) {
 	ok(t, s.Remove(st.Mappings[0]))
 	st.Mappings = st.Mappings[1:]
 	clean(t, s, st)
+}
+
+// testCheck: Check finds what Repair does, and leaves it there.
+func testCheck(t *testing.T, s Subject) {
+	st := full()
+	_, err := s.Sync(st)
+	ok(t, err)
+	if differences, err := s.Check(); len(differences) != 0 || err != nil {
+		t.Errorf("of what is right: %q, %v", differences, err)
+	}
+	s.Wipe()
+	damaged := s.Dump()
+	differences, err := s.Check()
+	ok(t, err)
+	same(t, "after Check", s.Dump(), damaged)
+	repaired, err := s.Repair()
+	ok(t, err)
+	if len(differences) == 0 || !slices.Equal(differences, repaired) {
+		t.Errorf("Check found %q, Repair %q", differences, repaired)
+	}
+	if differences, err := s.Check(); len(differences) != 0 || err != nil {
+		t.Errorf("after Repair: %q, %v", differences, err)
+	}
 }
 
 func testSyncRemoves(t *testing.T, s Subject) {

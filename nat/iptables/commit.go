@@ -149,6 +149,11 @@ func (s *side) converge() ([]string, error) {
 	return repaired, err
 }
 
+// check is converge without a change.
+func (s *side) check() ([]string, error) {
+	return s.tool.check(s.model.active(), s.model.tables()...)
+}
+
 // reset is converge with a new model. After an error the model is what
 // should be, and the next write tries to get there.
 func (s *side) reset(want nat.State) ([]string, error) {

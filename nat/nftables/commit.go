@@ -32,7 +32,7 @@ func (b *Backend) change(what string, c nat.Change) error {
 func (b *Backend) write(e nat.Change) error {
 	if !b.agreed {
 		b.model.apply(e)
-		_, err := b.converge()
+		_, err := b.converge(true)
 		return err
 	}
 	before := b.views(e)
@@ -54,7 +54,7 @@ func (b *Backend) write(e nat.Change) error {
 	if !disagreement(err) {
 		return err
 	}
-	_, err = b.converge()
+	_, err = b.converge(true)
 	return err
 }
 
@@ -87,8 +87,9 @@ func (b *Backend) flag(t *table) {
 const patience = 5
 
 // converge makes the kernel hold the model, whatever it holds now, in one
-// transaction, and returns a line for each thing that was wrong.
-func (b *Backend) converge() ([]string, error) {
+// transaction, and returns a line for each thing that was wrong. Without write it
+// only looks.
+func (b *Backend) converge(write bool) ([]string, error) {
 	var (
 		wrong   []string // at the last look
 		refused error    // of a piecemeal repair
@@ -122,6 +123,9 @@ func (b *Backend) converge() ([]string, error) {
 		if bt.empty() {
 			b.agreed, b.seen = true, generation
 			return nil, nil
+		}
+		if !write {
+			return lines, nil
 		}
 		if err = b.commit(bt); err == nil {
 			b.committed(generation)

@@ -161,7 +161,7 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 	if m := modelOf(want); !m.Equal(b.model.Desired) {
 		b.model, b.agreed = m, false
 	}
-	repaired, err = b.converge()
+	repaired, err = b.converge(true)
 	if err != nil {
 		err = fmt.Errorf("nat: sync: %w", err)
 	}
@@ -172,8 +172,18 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 func (b *Backend) Repair() (repaired []string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if repaired, err = b.converge(); err != nil {
+	if repaired, err = b.converge(true); err != nil {
 		err = fmt.Errorf("nat: repair: %w", err)
 	}
 	return repaired, err
+}
+
+// Check implements nat.Backend.
+func (b *Backend) Check() (differences []string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if differences, err = b.converge(false); err != nil {
+		err = fmt.Errorf("nat: check: %w", err)
+	}
+	return differences, err
 }
