@@ -111,18 +111,23 @@ func (ev *events) take(s *subscriber) []Event {
 func (ev *events) emit(e Event) {
 	ev.mu.Lock()
 	defer ev.mu.Unlock()
+	e.Time = time.Now()
 	for s := range ev.subscribers {
 		if len(s.backlog) >= maxBacklog {
 			s.lost++
 			continue
-		}
-		if e.Time.IsZero() {
-			e.Time = time.Now()
 		}
 		s.backlog = append(s.backlog, e)
 		select {
 		case s.more <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// tell is an event of each of an endpoint's addresses; e.mu is held.
+func (d *Driver) tell(kind string, e *endpoint, text string, addrs ...netip.Addr) {
+	for _, a := range addrs {
+		d.events.emit(Event{Kind: kind, Address: a, Endpoint: e.id, Container: e.rec.Name, Network: e.network, Text: text})
 	}
 }

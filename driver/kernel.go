@@ -34,6 +34,9 @@ type Addresses interface {
 	Gateways() ([]netip.Addr, error)
 	// Forget ends what connection tracking knows of the addresses.
 	Forget(link.Flows) error
+	// Remaining counts what it knows of pairs; those without are not in the
+	// answer. Its cost grows with all that is tracked.
+	Remaining([]link.Pair) (map[link.Pair]int, error)
 }
 
 // Settings are the host's own. Those that change some return them, as

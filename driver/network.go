@@ -129,6 +129,7 @@ func (d *Driver) addNetwork(n *network, rec store.Network) error {
 		}
 		return errors.Join(err, d.removeNetwork(n))
 	}
+	d.events.emit(Event{Kind: EventNetworkCreated, Network: rec.ID})
 	d.tend(rec.ID)
 	return nil
 }
@@ -170,6 +171,7 @@ func (d *Driver) removeNetwork(n *network) error {
 		return err
 	}
 	d.forgetNetwork(n.rec.ID, n)
+	d.events.emit(Event{Kind: EventNetworkRemoved, Network: n.rec.ID})
 	return d.uplinksChange()
 }
 

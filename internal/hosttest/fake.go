@@ -50,13 +50,14 @@ type Host struct {
 	probed    []string
 	watched   map[netip.Addr]string
 	forgotten []string
+	flows     map[link.Pair]int
 }
 
 // New returns a machine with the interface eth0, which has the default route,
 // and br-ex.
 func New() *Host {
 	none := rules{networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{}}
-	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{}, rules: none, told: none.clone()}
+	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{}, flows: map[link.Pair]int{}, rules: none, told: none.clone()}
 }
 
 // Flush takes all rules away behind the backend's back.
@@ -96,6 +97,7 @@ func (h *Host) Reboot() {
 	clear(h.links)
 	clear(h.texts)
 	clear(h.aliases)
+	clear(h.flows)
 	clear(h.rules.networks)
 	clear(h.rules.mappings)
 }
@@ -331,7 +333,55 @@ func (h *Host) Forget(f link.Flows) error {
 	for _, a := range slices.Concat(f.External, f.Internal) {
 		h.forgotten = append(h.forgotten, a.String())
 	}
+	for _, p := range f.Pairs {
+		h.forgotten = append(h.forgotten, p.External.String()+"/"+p.Internal.String())
+	}
+	maps.DeleteFunc(h.flows, func(p link.Pair, _ int) bool {
+		return slices.Contains(f.External, p.External) || slices.Contains(f.Internal, p.Internal) || slices.Contains(f.Pairs, p)
+	})
 	return nil
+}
+
+// Connect has clients connect by an external address to wherever it leads now,
+// if anywhere.
+func (h *Host) Connect(a netip.Addr, n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if m, ok := h.rules.mappings[a]; ok && n > 0 {
+		h.flows[link.Pair{External: a, Internal: m.Internal}] += n
+	}
+}
+
+// Disconnect ends all connections.
+func (h *Host) Disconnect() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.flows)
+}
+
+// Flows lists the connections that there are, as "external/internal", sorted.
+func (h *Host) Flows() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var list []string
+	for p := range h.flows {
+		list = append(list, p.External.String()+"/"+p.Internal.String())
+	}
+	slices.Sort(list)
+	return list
+}
+
+// Remaining implements driver.Addresses.
+func (h *Host) Remaining(pairs []link.Pair) (map[link.Pair]int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	left := map[link.Pair]int{}
+	for _, p := range pairs {
+		if n := h.flows[p]; n > 0 {
+			left[p] = n
+		}
+	}
+	return left, nil
 }
 
 // DefaultParent implements driver.Settings.
