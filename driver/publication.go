@@ -49,17 +49,7 @@ func (d *Driver) addressSteps(n store.Network, e *endpoint, addrs []netip.Addr, 
 		steps = append(steps,
 			step{
 				name: "alias " + a.String(),
-				do: func() error {
-					if e.withheld[a] != "" {
-						return nil
-					}
-					err := d.kernel.EnsureAlias(aliasLink(n), a)
-					if errors.Is(err, link.ErrNoLink) {
-						d.withhold(e, a, "waits for "+n.Parent)
-						return nil
-					}
-					return err
-				},
+				do:   func() error { return d.ensureAlias(n, e, a) },
 				undo: func() error {
 					err := d.removeAlias(n, a)
 					if err != nil {
@@ -68,12 +58,7 @@ func (d *Driver) addressSteps(n store.Network, e *endpoint, addrs []netip.Addr, 
 					return err
 				},
 			},
-			step{name: "announcement of " + a.String(), do: func() error {
-				if e.withheld[a] == "" {
-					d.announce(n, a)
-				}
-				return nil
-			}},
+			step{name: "announcement of " + a.String(), do: func() error { return d.announce(n, e, a) }},
 		)
 	}
 	return steps
@@ -92,6 +77,20 @@ func aliasLink(n store.Network) string {
 	}
 }
 
+// ensureAlias puts an address where its network puts it, unless it is withheld;
+// e.mu is held.
+func (d *Driver) ensureAlias(n store.Network, e *endpoint, a netip.Addr) error {
+	if aliasLink(n) == "" || e.withheld[a] != "" {
+		return nil
+	}
+	err := d.kernel.EnsureAlias(aliasLink(n), a)
+	if errors.Is(err, link.ErrNoLink) {
+		d.withhold(e, a, "waits for "+n.Parent)
+		return nil
+	}
+	return err
+}
+
 // removeAlias takes an address away from where its network puts it; what the
 // neighbours say of it is heard no more.
 func (d *Driver) removeAlias(n store.Network, a netip.Addr) error {
@@ -102,12 +101,16 @@ func (d *Driver) removeAlias(n store.Network, a netip.Addr) error {
 	return d.kernel.RemoveAlias(aliasLink(n), a)
 }
 
-// announce tells the neighbours where an address is. A parent that is down has
-// none.
-func (d *Driver) announce(n store.Network, a netip.Addr) {
+// announce tells the neighbours where an address is, unless it is withheld; e.mu
+// is held. A parent that is down has none, so nothing fails for it.
+func (d *Driver) announce(n store.Network, e *endpoint, a netip.Addr) error {
+	if aliasLink(n) == "" || e.withheld[a] != "" {
+		return nil
+	}
 	if err := d.kernel.Announce(n.Parent, a); err != nil {
 		d.log.WithField("external", a).WithError(err).Warn("not announced")
 	}
+	return nil
 }
 
 // publish records the endpoint as published and does the steps; e.mu is held.

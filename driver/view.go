@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/extip/extip/nat"
 	"github.com/extip/extip/store"
 )
 
@@ -47,7 +48,8 @@ type Address struct {
 	Source string `json:"source"`
 	// Egress tells from where the container's own connections leave:
 	// external, this address; other, another one of its addresses; host.
-	Egress string `json:"egress"`
+	// It is empty for one that drains, and so are On and Conflicts.
+	Egress string `json:"egress,omitempty"`
 	// Detour: another network has the container's default route, so that it
 	// sees its gateway as the client, whatever Source says.
 	Detour bool `json:"detour,omitempty"`
@@ -97,10 +99,18 @@ type NetworkInfo struct {
 // drains is there once more for each container that it drains from. Its cost
 // grows with what there is.
 func (d *Driver) Addresses() []Address {
-	list := []Address{}
+	list, now := []Address{}, time.Now()
 	d.eachEndpoint(func(n *network, e *endpoint) {
 		for _, a := range e.rec.External {
 			list = append(list, d.viewOf(n, e, a))
+		}
+		for a, until := range e.rec.Draining {
+			if now.Before(until) {
+				v := d.viewOf(n, e, a)
+				v.State, v.Reason, v.On, v.Egress = StateDraining, "what was connected before stays until it ends, or "+until.Format(time.RFC3339), "", ""
+				v.Since, v.Conflicts = until.Add(-maxDrain), nil
+				list = append(list, v)
+			}
 		}
 	})
 	slices.SortFunc(list, func(a, b Address) int {
@@ -122,16 +132,20 @@ func (d *Driver) viewOf(n *network, e *endpoint, a netip.Addr) Address {
 		External: a, Container: e.rec.Name, Endpoint: e.id, Network: n.rec.ID, Parent: n.rec.Parent, On: aliasLink(n.rec),
 		State: string(e.rec.State), Reservation: e.rec.Reservation, Source: string(e.rec.Source), Egress: string(e.rec.Egress),
 		Detour: e.rec.Detour, Since: e.rec.Created, Conflicts: d.segments.conflict(a),
+		Internal: insideFor(e.rec, a),
 	}
-	for _, m := range mappings(e.rec) {
-		if m.External == a {
-			v.Internal = m.Internal
-			if !m.Egress && e.rec.Egress == store.EgressExternal {
-				v.Egress = egressOther
-			}
-		}
+	if at, ok := e.rec.Since[a]; ok {
+		v.Since = at
 	}
-	if why := e.withheld[a]; why != "" && e.rec.State == store.Published {
+	if e.rec.Egress == store.EgressExternal && !slices.ContainsFunc(mappings(e.rec), func(m nat.Mapping) bool { return m.External == a && m.Egress }) {
+		v.Egress = egressOther
+	}
+	switch why := e.withheld[a]; {
+	case e.rec.State == store.Plumbed:
+		v.Reason = "its container is being started, or has stopped"
+	case e.rec.State == store.Leaving:
+		v.Reason = "it could not be taken away entirely; that is tried again"
+	case why != "":
 		v.State, v.Reason = StateWithheld, "it "+why
 	}
 	return v

@@ -25,8 +25,9 @@ type Want struct {
 	Pools  []pool.Pool
 	Prefer []netip.Addr
 	// Fits says why a reserved address can't be given here, nil if it can;
-	// Unusable why this host can't use an address of a pool, "" if it can.
-	Fits     func(netip.Addr) error
+	// fromPool tells whether the container that reserved it may have had it of
+	// a pool. Unusable says why this host can't use an address of a pool, "" if it can.
+	Fits     func(a netip.Addr, fromPool bool) error
 	Unusable func(netip.Addr) string
 }
 

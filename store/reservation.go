@@ -168,13 +168,14 @@ func recall(tx *transaction, want Want) (Want, error) {
 	if len(want.Addresses) > 0 && !slices.Equal(want.Addresses, r.First) {
 		return want, nil
 	}
+	asked := want.Addresses
 	want.Addresses, want.Pools = nil, slices.Clone(want.Pools)
 	if r.isAmended() {
 		want.Pools = nil
 	}
 	for _, a := range r.Addresses {
 		if want.Fits != nil {
-			if err := want.Fits(a); err != nil {
+			if err := want.Fits(a, len(asked) == 0 && slices.Contains(r.First, a)); err != nil {
 				return want, err
 			}
 		}
