@@ -268,8 +268,8 @@ func TestAttachWaits(t *testing.T) {
 
 func TestDetach(t *testing.T) {
 	l := operated(t)
-	l.host.Connect(addr("203.0.113.60"), 1)
-	l.host.Connect(addr("203.0.113.61"), 1)
+	l.host.Connect(addr("203.0.113.60"))
+	l.host.Connect(addr("203.0.113.61"))
 	r, err := l.Detach(t.Context(), addr("203.0.113.60"), false)
 	if err != nil {
 		t.Fatal(err)
@@ -299,8 +299,8 @@ func TestDetach(t *testing.T) {
 
 func TestMove(t *testing.T) {
 	l := operated(t)
-	l.host.Connect(addr("203.0.113.60"), 1)
-	l.host.Connect(addr("203.0.113.61"), 1)
+	l.host.Connect(addr("203.0.113.60"))
+	l.host.Connect(addr("203.0.113.61"))
 	announced := len(l.host.Announced())
 	r, err := l.Move(t.Context(), addr("203.0.113.60"), "aaaa2", false, false)
 	if err != nil {
@@ -422,16 +422,17 @@ func TestMoveWithheld(t *testing.T) {
 func TestDrain(t *testing.T) {
 	l := operated(t)
 	a := addr("203.0.113.60")
-	l.host.Connect(a, 2)
+	l.host.Connect(a)
+	l.host.Dial(addr("172.31.0.2"))
 	r, err := l.Move(t.Context(), a, ep2, true, false)
 	if err != nil || !slices.Contains(r.Done, "+ drain of 203.0.113.60 at 172.31.0.2") {
 		t.Fatalf("%q, %v", r.Done, err)
 	}
-	l.host.Connect(a, 1)
+	l.host.Connect(a)
 	draining := []string{
 		"203.0.113.60 aaaa2222 published other", "203.0.113.60 aaaa1111 draining", "203.0.113.61 aaaa1111 published external", "203.0.113.70 aaaa2222 published external",
 	}
-	both := []string{"203.0.113.60/172.31.0.2", "203.0.113.60/172.31.0.3"}
+	both := []string{"-203.0.113.60/172.31.0.2", "203.0.113.60/172.31.0.2", "203.0.113.60/172.31.0.3"}
 	for range 2 {
 		l.checkWho(draining...)
 		if got := l.host.Flows(); !slices.Equal(got, both) {
@@ -440,7 +441,10 @@ func TestDrain(t *testing.T) {
 		l.whole()
 		l.restart()
 	}
-	// Moved on, it drains from two containers; back, from the other one only.
+	// A container's own ones leave from another address from now on.
+	l.host.Dial(addr("172.31.0.2"))
+	both = append([]string{both[0], "-203.0.113.61/172.31.0.2"}, both[1:]...)
+	// Moved back, it drains from the other one.
 	if _, err := l.Move(t.Context(), a, ep1, true, false); err != nil {
 		t.Fatal(err)
 	}
@@ -448,11 +452,14 @@ func TestDrain(t *testing.T) {
 	if got := l.host.Flows(); !slices.Equal(got, both) {
 		t.Errorf("connections: %q", got)
 	}
+	if _, err := l.Move(t.Context(), a, ep2, true, false); err != nil {
+		t.Fatal(err)
+	}
 	// An address is released only after all of its connections.
 	if _, err := l.Detach(t.Context(), a, false); err != nil {
 		t.Fatal(err)
 	}
-	if got := l.host.Flows(); len(got) > 0 {
+	if got := l.host.Flows(); !slices.Equal(got, []string{"-203.0.113.61/172.31.0.2"}) {
 		t.Errorf("connections: %q", got)
 	}
 	l.whole() // which finds that there are none
@@ -462,13 +469,22 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// TestDrainEnds: when its last connection does, its time is up, or its container
-// stops.
+// TestDrainEnds: when its last connection does, its time is up, or a container stops.
 func TestDrainEnds(t *testing.T) {
 	for name, end := range map[string]func(*lab, *endpoint){
 		"disconnected": func(l *lab, _ *endpoint) { l.host.Disconnect() },
 		"time is up": func(l *lab, e *endpoint) {
 			e.rec.Draining[addr("203.0.113.60")] = time.Now().Add(-time.Second)
+		},
+		"left": func(l *lab, _ *endpoint) {
+			if err := l.Leave(&api.LeaveRequest{NetworkID: netID, EndpointID: ep1}); err != nil {
+				l.t.Error(err)
+			}
+		},
+		"its new container stopped": func(l *lab, _ *endpoint) {
+			if err := l.rm(ep2); err != nil {
+				l.t.Error(err)
+			}
 		},
 		"stopped": func(l *lab, _ *endpoint) {
 			if err := l.rm(ep1); err != nil {
@@ -478,12 +494,13 @@ func TestDrainEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := operated(t)
-			l.host.Connect(addr("203.0.113.60"), 2)
+			l.host.Connect(addr("203.0.113.60"))
+			l.host.Dial(addr("172.31.0.2"))
 			if _, err := l.Move(t.Context(), addr("203.0.113.60"), ep2, true, false); err != nil {
 				t.Fatal(err)
 			}
 			l.whole()
-			if got := l.host.Flows(); len(got) != 1 {
+			if got := l.host.Flows(); len(got) != 2 {
 				t.Errorf("connections: %q", got)
 			}
 			end(l, l.endpoints[ep1])
@@ -510,7 +527,7 @@ func TestCrashInMove(t *testing.T) {
 	a := addr("203.0.113.60")
 	for write := 1; ; write++ {
 		l := operated(t)
-		l.host.Connect(a, 1)
+		l.host.Connect(a)
 		l.host.CrashAt = l.host.Writes() + write
 		crashed := crashes(t, func() error { _, err := l.Move(t.Context(), a, ep2, false, false); return err })
 		l.host.CrashAt = 0
@@ -652,6 +669,10 @@ func TestReserve(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, r); diff != "" || err != nil {
 		t.Errorf("report (-want +got):\n%s%v", diff, err)
+	}
+	// What else is recorded of it doesn't matter.
+	if err := l.store.PutEndpoint(l.endpoints[ep2].rec); err != nil {
+		t.Error(err)
 	}
 	for _, auto := range []string{"", "203.0.113.56"} {
 		kv := []string{"extip.reservation", "web"}

@@ -149,6 +149,36 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 }
 
+// TestOppositeMoves: two containers that exchange addresses don't wait for each
+// other, on one network or two.
+func TestOppositeMoves(t *testing.T) {
+	l := operated(t)
+	if err := l.CreateNetwork(createNetwork("other", 30, "extip.parent", "br-ex", "extip.dad", "off")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.CreateEndpoint(&api.CreateEndpointRequest{NetworkID: "other", EndpointID: ep3, Interface: &api.EndpointInterface{Address: "172.30.0.2/16"}})
+	if err == nil {
+		_, err = l.Join(&api.JoinRequest{NetworkID: "other", EndpointID: ep3})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for a, ids := range map[string][]string{"203.0.113.60": {ep1, ep2}, "203.0.113.70": {ep2, ep1}, "203.0.113.61": {ep3, ep2}} {
+		wg.Go(func() {
+			for i := range 200 {
+				_, err := l.Move(t.Context(), addr(a), ids[i%2], false, false)
+				// Whoever is not locked yet may lose an address to the other.
+				if err != nil && !strings.Contains(err.Error(), "no longer") {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	l.whole()
+}
+
 // reservedOnce lists addresses that several reservations hold.
 func (l *lab) reservedOnce() (twice []string) {
 	list, err := l.Reservations()

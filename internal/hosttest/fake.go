@@ -50,14 +50,14 @@ type Host struct {
 	probed    []string
 	watched   map[netip.Addr]string
 	forgotten []string
-	flows     map[link.Pair]int
+	flows     map[flow]int
 }
 
 // New returns a machine with the interface eth0, which has the default route,
 // and br-ex.
 func New() *Host {
 	none := rules{networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{}}
-	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{}, flows: map[link.Pair]int{}, rules: none, told: none.clone()}
+	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{}, flows: map[flow]int{}, rules: none, told: none.clone()}
 }
 
 // Flush takes all rules away behind the backend's back.
@@ -336,19 +336,37 @@ func (h *Host) Forget(f link.Flows) error {
 	for _, p := range f.Pairs {
 		h.forgotten = append(h.forgotten, p.External.String()+"/"+p.Internal.String())
 	}
-	maps.DeleteFunc(h.flows, func(p link.Pair, _ int) bool {
-		return slices.Contains(f.External, p.External) || slices.Contains(f.Internal, p.Internal) || slices.Contains(f.Pairs, p)
+	maps.DeleteFunc(h.flows, func(fl flow, _ int) bool {
+		return !fl.out && slices.Contains(f.External, fl.External) || slices.Contains(f.Internal, fl.Internal) || slices.Contains(f.Pairs, fl.Pair)
 	})
 	return nil
 }
 
-// Connect has clients connect by an external address to wherever it leads now,
+// A flow is connections by an external address, to a container or out of one.
+type flow struct {
+	link.Pair
+	out bool
+}
+
+// Connect has a client connect by an external address to wherever it leads now,
 // if anywhere.
-func (h *Host) Connect(a netip.Addr, n int) {
+func (h *Host) Connect(a netip.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if m, ok := h.rules.mappings[a]; ok && n > 0 {
-		h.flows[link.Pair{External: a, Internal: m.Internal}] += n
+	if m, ok := h.rules.mappings[a]; ok {
+		h.flows[flow{Pair: link.Pair{External: a, Internal: m.Internal}}]++
+	}
+}
+
+// Dial has a container connect to somebody, by the external address that it goes
+// out from, if any.
+func (h *Host) Dial(inside netip.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for a, m := range h.rules.mappings {
+		if m.Internal == inside && m.Egress {
+			h.flows[flow{link.Pair{External: a, Internal: inside}, true}]++
+		}
 	}
 }
 
@@ -359,13 +377,14 @@ func (h *Host) Disconnect() {
 	clear(h.flows)
 }
 
-// Flows lists the connections that there are, as "external/internal", sorted.
+// Flows lists what is connected, as "external/internal", sorted; a minus sign
+// begins what containers have opened.
 func (h *Host) Flows() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var list []string
-	for p := range h.flows {
-		list = append(list, p.External.String()+"/"+p.Internal.String())
+	for f := range h.flows {
+		list = append(list, flag(f.out, "-")+f.External.String()+"/"+f.Internal.String())
 	}
 	slices.Sort(list)
 	return list
@@ -377,7 +396,7 @@ func (h *Host) Remaining(pairs []link.Pair) (map[link.Pair]int, error) {
 	defer h.mu.Unlock()
 	left := map[link.Pair]int{}
 	for _, p := range pairs {
-		if n := h.flows[p]; n > 0 {
+		if n := h.flows[flow{p, false}] + h.flows[flow{p, true}]; n > 0 {
 			left[p] = n
 		}
 	}
