@@ -241,5 +241,5 @@ func (d *Driver) aliasTransfer(t *transfer) []step {
 
 // changedMappings is those of after that are not, or not so, in before.
 func changedMappings(before, after []nat.Mapping) []nat.Mapping {
-	return slices.DeleteFunc(slices.Clone(after), func(m nat.Mapping) bool { return slices.Contains(before, m) })
+	return slices.DeleteFunc(slices.Clone(after), func(m nat.Mapping) bool { return slices.ContainsFunc(before, m.Equal) })
 }

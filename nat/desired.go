@@ -34,7 +34,7 @@ func NewDesired() Desired {
 
 // Equal tells whether both hold the same.
 func (d Desired) Equal(o Desired) bool {
-	return maps.EqualFunc(d.Mappings, o.Mappings, sameMapping) && maps.EqualFunc(d.Networks, o.Networks, sameNetwork)
+	return maps.EqualFunc(d.Mappings, o.Mappings, Mapping.Equal) && maps.EqualFunc(d.Networks, o.Networks, sameNetwork)
 }
 
 func sameNetwork(a, b Network) bool {
@@ -42,10 +42,12 @@ func sameNetwork(a, b Network) bool {
 		a.Mark == b.Mark && slices.Equal(a.Subnets, b.Subnets)
 }
 
-func sameMapping(a, b Mapping) bool {
-	same := a.Filter.Equal(b.Filter)
-	a.Filter, b.Filter = nil, nil
-	return same && a == b
+// Equal tells whether two mappings are the same; == would compare where their
+// filters are.
+func (m Mapping) Equal(o Mapping) bool {
+	same := m.Filter.Equal(o.Filter)
+	m.Filter, o.Filter = nil, nil
+	return same && m == o
 }
 
 // Effective is the part of a change that makes a difference, with what gives
@@ -76,7 +78,7 @@ func (d Desired) Effective(c Change) (e Change) {
 	}
 	for _, m := range c.Put.Mappings {
 		cur, ok := d.Mappings[m.External]
-		if ok && sameMapping(cur, m) {
+		if ok && cur.Equal(m) {
 			continue
 		}
 		if ok {
