@@ -16,7 +16,7 @@ check: ## what needs no kernel: format, vet, staticcheck, modules, layout, shell
 	go tool staticcheck ./...
 	go mod tidy -diff
 	go test -run TestLayout .
-	@if command -v shellcheck >/dev/null; then echo shellcheck; shellcheck -x scripts/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then echo shellcheck; shellcheck -x scripts/*.sh .ci/run packaging/deb/* packaging/rpm/*; \
 	else echo "shellcheck is not installed: the scripts are unchecked"; fi
 
 # RACE=-race looks for data races too; that needs a C compiler.
@@ -26,7 +26,7 @@ test: ## unit tests, and those with the kernel in private namespaces
 # -count=1, as go does not know that the tests run the program.
 e2e: ## the whole thing with a real engine, with each backend; as root
 	go test -count=1 -timeout 15m ./e2e
-	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip 'TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch' ./e2e
+	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip 'TestSwarm|TestCompose|TestCompatibility|TestManaged|TestPackage|TestRelease|TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch' ./e2e
 
 soak: ## 1,000 random operations on the kernel, crashes and damage among them
 	EXTIP_SOAK_STEPS=1000 go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
@@ -37,7 +37,13 @@ bench: ## measure it beside what people use instead; as root, ten minutes
 quickstart: ## see it work in a private lab; as root
 	scripts/quickstart.sh
 
-clean: ## remove what build made
-	rm -rf bin
+engines: ## with other engines of Debian's, into docs/compatibility.md; as root
+	scripts/engines.sh
 
-.PHONY: help build check test e2e soak bench quickstart clean
+release: ## packages and archives of all architectures, in dist
+	scripts/release.sh dist
+
+clean: ## remove what build made
+	rm -rf bin dist
+
+.PHONY: help build check test e2e soak bench quickstart engines release clean

@@ -2,11 +2,13 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/writer"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -47,7 +49,7 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&c.pluginSocket, "plugin-socket", "/run/docker/plugins/extip.sock", "socket for the engine, made with mode 0600")
+	f.StringVar(&c.pluginSocket, "plugin-socket", "/run/docker/plugins/extip.sock", "socket for the engine, made with mode 0600; several, separated by commas, are one plugin by several names")
 	f.StringVar(&c.state, "state", "/var/lib/extip/extip.db", "file that remembers networks, endpoints and addresses")
 	f.StringVar(&c.engineSocket, "engine-socket", "/run/docker.sock", "the engine's API, asked now and then for containers' names and what it has forgotten; empty: never")
 	f.StringVar(&c.sysctls, "sysctls", "/proc/sys/net", "folder of the network's settings, where it can be written")
@@ -77,9 +79,13 @@ func environment(flags *pflag.FlagSet) error {
 // twin is the environment variable of a flag.
 func twin(flag string) string { return "EXTIP_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_")) }
 
-// logger writes to standard error, where systemd and the engine read it.
+// logger writes what is wrong to standard error and the rest to standard
+// output: so the engine files the lines of its managed plugins.
 func (c config) logger() (*logrus.Logger, error) {
 	log := logrus.New()
+	log.SetOutput(io.Discard)
+	log.AddHook(&writer.Hook{Writer: os.Stderr, LogLevels: []logrus.Level{logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel, logrus.WarnLevel}})
+	log.AddHook(&writer.Hook{Writer: os.Stdout, LogLevels: []logrus.Level{logrus.InfoLevel, logrus.DebugLevel, logrus.TraceLevel}})
 	level, err := logrus.ParseLevel(c.logLevel)
 	if err != nil {
 		return nil, fmt.Errorf("--log-level=%s: allowed are debug, info, warning and error", c.logLevel)

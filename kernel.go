@@ -80,6 +80,9 @@ func (k *kernel) useNftables(log logrus.FieldLogger) error {
 	if err != nil {
 		log.WithError(err).Warn("without iptables its FORWARD chain is left as it is")
 	} else {
+		if admission.LegacyBeside() {
+			log.Warn("iptables-legacy has rules here, which the iptables in use can't change: what they drop of extip's networks stays dropped")
+		}
 		admitted.Admission = admission
 		admitted.Former = func() ([]string, error) { return iptables.Clear("") }
 	}

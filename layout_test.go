@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 // one place to look.
 var doors = map[string][]string{
 	"github.com/coreos/go-iptables":        {"nat", "nat/iptables"},
+	"github.com/coreos/go-systemd/v22":     {""},
 	"github.com/docker/go-plugins-helpers": {"", "driver"},
 	"github.com/godbus/dbus":               {"nat/firewalld"},
 	"github.com/google/nftables":           {"nat", "nat/nftables"},

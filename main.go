@@ -75,7 +75,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 	// Bound before the kernel is made to match, served after: the engine's
 	// calls wait in the socket, while without one each would be retried for
 	// 15 seconds.
-	socket, err := driver.Listen(c.pluginSocket)
+	sockets, err := listen(c.pluginSocket)
 	if err != nil {
 		return err
 	}
@@ -88,11 +88,15 @@ func serve(ctx context.Context, c config) (rerr error) {
 		log.WithError(err).Error("not everything could be restored")
 	}
 	debug.FreeOSMemory() // what the start needed, nothing needs again
-	log.WithFields(logrus.Fields{"version": version, "socket": c.pluginSocket, "backend": kernel.backend}).Info("serving")
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return driver.NewGuard(d, log).Serve(ctx, socket) })
+	guard := driver.NewGuard(d, log)
+	for _, s := range sockets {
+		log.WithFields(logrus.Fields{"version": version, "socket": s.Addr(), "backend": kernel.backend}).Info("serving")
+		group.Go(func() error { return guard.Serve(ctx, s) })
+	}
 	group.Go(func() error { return d.Run(ctx, c.reconcileInterval) })
 	group.Go(func() error { return d.Retire(ctx) })
+	group.Go(func() error { return manage(ctx, d) })
 	for _, watch := range watchers {
 		group.Go(func() error { return watch(ctx) })
 	}

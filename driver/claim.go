@@ -45,7 +45,7 @@ func (d *Driver) want(n *network, e store.Endpoint, o endpointOptions) (store.Wa
 			return want, err
 		}
 	}
-	want.Fits = func(a netip.Addr) error { return d.fits(n, e, o.reservation, a) }
+	want.Fits = func(a netip.Addr, fromPool bool) error { return d.fits(n, e, o.reservation, a, fromPool) }
 	if len(o.addresses) > 0 || !o.auto && !n.rec.Auto && o.reservation == "" {
 		return want, nil
 	}
@@ -72,9 +72,9 @@ func (d *Driver) want(n *network, e store.Endpoint, o endpointOptions) (store.Wa
 }
 
 // fits says why a reserved address can't be given on a network, nil if it can.
-func (d *Driver) fits(n *network, e store.Endpoint, reservation string, a netip.Addr) error {
+func (d *Driver) fits(n *network, e store.Endpoint, reservation string, a netip.Addr, fromPool bool) error {
 	why, err := d.unfit(n, e, a)
-	if why == "" && !n.rec.Pool.Empty() && !n.rec.Pool.Contains(a) {
+	if why == "" && fromPool && !n.rec.Pool.Empty() && !n.rec.Pool.Contains(a) {
 		why = "is not in the network's extip.pool; ask for another with extip.address, which is reserved instead"
 	}
 	if err == nil && why != "" {
@@ -96,14 +96,23 @@ func (d *Driver) unfit(n *network, e store.Endpoint, a netip.Addr) (string, erro
 // end of a sentence about it; "" if it can. Its cost grows with the number of
 // networks, not with that of addresses.
 func (d *Driver) unusable(n *network, a netip.Addr) (string, error) {
-	switch {
-	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast():
-		return "is not an address that others can connect to", nil
-	case slices.Contains(n.gateways, a):
+	if why := d.neverExternal(a); why != "" {
+		return why, nil
+	}
+	if slices.Contains(n.gateways, a) {
 		return "is a gateway of this host", nil
 	}
-	if subnet := d.containerSubnet(a); subnet.IsValid() {
-		return fmt.Sprintf("is inside the container subnet %s", subnet), nil
-	}
 	return d.kernel.Unusable(n.rec.Parent, a)
+}
+
+// neverExternal says why an address can't be an external one, wherever it is put;
+// "" if it can.
+func (d *Driver) neverExternal(a netip.Addr) string {
+	if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return "is not an address that others can connect to"
+	}
+	if subnet := d.containerSubnet(a); subnet.IsValid() {
+		return fmt.Sprintf("is inside the container subnet %s", subnet)
+	}
+	return ""
 }

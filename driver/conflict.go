@@ -37,6 +37,7 @@ func (d *Driver) Conflict(c announce.Conflict) {
 	clash := d.segments.clash(c.Address, mac)
 	log := d.log.WithField("external", c.Address).WithField("mac", mac).WithField("conflicts", clash.Count)
 	_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
+		d.tell(EventConflict, e, mac+" uses it", c.Address)
 		switch {
 		case e.rec.State != store.Published || e.withheld[c.Address] != "":
 		case c.Defended:

@@ -60,11 +60,18 @@ type Driver struct {
 	publishing sync.Mutex
 	published  map[netip.Addr]publication
 
+	// drains is who still has flows of an address that has moved on; guarded
+	// by mu.
+	drains map[netip.Addr]map[link.Pair]*endpoint
+
 	// retired are endpoints of which the link is still to go; guarded by mu.
 	// wake says that there are some, to Retire, if that is running.
 	retired  map[*endpoint]bool
 	wake     chan struct{}
 	retiring atomic.Bool
+
+	// events tells those who listen what happens.
+	events events
 
 	// segments is what is known of the wires. waiting are endpoints with
 	// withheld addresses; guarded by mu.
@@ -134,7 +141,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 		kernel: k, store: s, defaults: defaults, log: log,
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{}, parents: map[string]string{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
-		retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
+		drains: map[netip.Addr]map[link.Pair]*endpoint{}, retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
 		segments: newSegments(), waiting: map[*endpoint]bool{},
 		untended: make(chan string, 64), withheldAgain: make(chan string, 1), detours: make(chan look, 4096),
 		published: map[netip.Addr]publication{}, hints: make(chan string, 1), ruleHints: make(chan string, 1), joined: make(chan struct{}, 1),
@@ -157,8 +164,9 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 		d.endpoints[e.id] = e
 		d.remember(e)
 		if rec.State != store.Plumbed {
-			d.markPublished(e, aliasLink(d.networks[e.network].rec))
+			d.markPublished(e, rec.External, aliasLink(d.networks[e.network].rec))
 		}
+		d.drainsChange(e, store.Endpoint{})
 	}
 	return d, nil
 }
@@ -177,7 +185,8 @@ func (d *Driver) remember(e *endpoint) {
 // forgetEndpoint undoes remember, and takes the endpoint out of the map.
 func (d *Driver) forgetEndpoint(e *endpoint) {
 	e.known = false
-	d.markWithdrawn(e)
+	d.markWithdrawn(e, e.rec.External)
+	d.setRecord(e, withoutDrains(e.rec))
 	host, _ := link.VethNames(e.id)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -198,10 +207,10 @@ type publication struct {
 
 // markPublished says, before the kernel is changed, that an endpoint's
 // addresses may be on an interface.
-func (d *Driver) markPublished(e *endpoint, on string) {
+func (d *Driver) markPublished(e *endpoint, addrs []netip.Addr, on string) {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	for _, a := range e.rec.External {
+	for _, a := range addrs {
 		d.published[a] = publication{e, on}
 	}
 }
@@ -214,10 +223,10 @@ func (d *Driver) publisher(a netip.Addr) *endpoint {
 }
 
 // markWithdrawn says, after the kernel was changed, that they no longer are.
-func (d *Driver) markWithdrawn(e *endpoint) {
+func (d *Driver) markWithdrawn(e *endpoint, addrs []netip.Addr) {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	for _, a := range e.rec.External {
+	for _, a := range addrs {
 		if d.published[a].e == e {
 			delete(d.published, a)
 		}
@@ -316,9 +325,10 @@ func subnets(n store.Network) (list []netip.Prefix) {
 	return list
 }
 
-// flows are those by which connection tracking knows an endpoint.
-func flows(e store.Endpoint) link.Flows {
-	f := link.Flows{External: e.External}
+// flows are those by which connection tracking knows an endpoint, and what was
+// connected by its addresses before they moved there.
+func (d *Driver) flows(e store.Endpoint) link.Flows {
+	f := link.Flows{External: e.External, Pairs: d.drainsOf(e.External)}
 	for _, p := range e.Addresses {
 		f.Internal = append(f.Internal, p.Addr())
 	}

@@ -35,99 +35,6 @@ func (d *Driver) vethStep(n store.Network, e store.Endpoint) step {
 	}
 }
 
-// publicationSteps is what an endpoint needs from Join to Leave, in order. An alias
-// without its mapping would have the host itself answer on the external
-// address, so it comes after it and goes before it. e.mu is held.
-func (d *Driver) publicationSteps(n store.Network, e *endpoint) []step {
-	forget := func() error { return d.kernel.Forget(flows(e.rec)) }
-	released := step{name: "flows", undo: forget}
-	if len(e.rec.External) == 0 {
-		return []step{released}
-	}
-	maps := mappings(e.rec)
-	var stuck []netip.Addr // aliases that would not go
-	steps := []step{
-		released,
-		{
-			name: "mapping",
-			do:   func() error { return d.kernel.NAT.Add(maps...) },
-			undo: func() error {
-				if len(stuck) > 0 {
-					return fmt.Errorf("kept, while %s is on %s", join(stuck), aliasLink(n))
-				}
-				return d.kernel.NAT.Remove(maps...)
-			},
-		},
-		{name: "flows from before", do: forget, once: true},
-	}
-	if aliasLink(n) == "" {
-		return steps
-	}
-	for _, a := range e.rec.External {
-		steps = append(steps,
-			step{
-				name: "alias " + a.String(),
-				do: func() error {
-					if e.withheld[a] != "" {
-						return nil
-					}
-					err := d.kernel.EnsureAlias(aliasLink(n), a)
-					if errors.Is(err, link.ErrNoLink) {
-						d.withhold(e, a, "waits for "+n.Parent)
-						return nil
-					}
-					return err
-				},
-				undo: func() error {
-					err := d.removeAlias(n, a)
-					if err != nil {
-						stuck = append(stuck, a)
-					}
-					return err
-				},
-			},
-			step{name: "announcement of " + a.String(), do: func() error {
-				if e.withheld[a] == "" {
-					d.announce(n, a)
-				}
-				return nil
-			}},
-		)
-	}
-	return steps
-}
-
-// aliasLink is the interface that a network's external addresses are put on;
-// "" if they are not put anywhere.
-func aliasLink(n store.Network) string {
-	switch n.Alias {
-	case store.AliasLo:
-		return "lo"
-	case store.AliasNone:
-		return ""
-	default:
-		return n.Parent
-	}
-}
-
-// removeAlias takes an address away from where its network puts it; what the
-// neighbours say of it is heard no more.
-func (d *Driver) removeAlias(n store.Network, a netip.Addr) error {
-	if aliasLink(n) == "" {
-		return nil
-	}
-	d.kernel.Unwatch(n.Parent, a)
-	return d.kernel.RemoveAlias(aliasLink(n), a)
-}
-
-// announce tells the neighbours where an address is. A parent that is down has
-// none.
-func (d *Driver) announce(n store.Network, a netip.Addr) {
-	if err := d.kernel.Announce(n.Parent, a); err != nil {
-		d.log.WithField("external", a).WithError(err).Warn("not announced")
-	}
-}
-
 // CreateEndpoint claims the external addresses and makes the veth pair.
 func (d *Driver) CreateEndpoint(r *api.CreateEndpointRequest) (*api.CreateEndpointResponse, error) {
 	n, err := d.enter(r.NetworkID)
@@ -168,6 +75,7 @@ func (d *Driver) addEndpoint(n *network, e *endpoint, r *api.CreateEndpointReque
 	e.rec, e.known, e.changed = rec, true, time.Now()
 	e.want, e.probe = want, d.probe(n.rec, rec.External)
 	d.remember(e)
+	d.tell(EventClaimed, e, "", rec.External...)
 	if err := up(d.plumbing(n.rec, rec)); err != nil {
 		return nil, errors.Join(err, d.removeEndpoint(n, e))
 	}
@@ -279,49 +187,6 @@ func (d *Driver) lockLiving(id string) (*endpoint, error) {
 	return nil, fmt.Errorf("unknown endpoint %s", short(id))
 }
 
-// publish records the endpoint as published and does the steps; e.mu is held.
-func (d *Driver) publish(n *network, e *endpoint) error {
-	e.changed = time.Now()
-	if err := d.setState(e, store.Published); err != nil {
-		return err
-	}
-	d.markPublished(e, aliasLink(n.rec))
-	if err := up(d.publicationSteps(n.rec, e)); err != nil {
-		return errors.Join(err, d.unpublish(n, e))
-	}
-	return nil
-}
-
-// unpublish undoes publish; e.mu is held. Until everything is gone, the record
-// stays as it was.
-func (d *Driver) unpublish(n *network, e *endpoint) error {
-	if e.rec.State == store.Plumbed || e.rec.State == store.Retired {
-		return nil
-	}
-	e.changed = time.Now()
-	if err := down(d.publicationSteps(n.rec, e)); err != nil {
-		return err
-	}
-	d.markWithdrawn(e)
-	d.keepClear(n.rec, e)
-	e.withheld = nil
-	return d.setState(e, store.Plumbed)
-}
-
-// setState records how far the endpoint has come; e.mu is held.
-func (d *Driver) setState(e *endpoint, s store.State) error {
-	if e.rec.State == s {
-		return nil
-	}
-	rec := e.rec
-	rec.State = s
-	if err := d.store.PutEndpoint(rec); err != nil {
-		return err
-	}
-	e.rec = rec
-	return nil
-}
-
 // Leave takes the external addresses away. It may come twice, and without a Join.
 func (d *Driver) Leave(r *api.LeaveRequest) error {
 	return d.withEndpoint(r.NetworkID, r.EndpointID, d.unpublish)
@@ -359,6 +224,7 @@ func (d *Driver) removeEndpoint(n *network, e *endpoint) error {
 	if err := d.store.DeleteEndpoints(e.rec.ID); err != nil {
 		return err
 	}
+	d.tell(EventReleased, e, "", e.rec.External...)
 	d.forgetEndpoint(e)
 	return nil
 }

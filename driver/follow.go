@@ -17,9 +17,13 @@ func (r *repair) follow(n *network) {
 	if err != nil || to == n.rec.Parent {
 		return // without a default route, all stays where it is
 	}
-	if err := r.moveTo(n, to); err != nil {
-		r.failed(fmt.Errorf("network %s: follow the default route to %s: %w", short(n.rec.ID), to, err))
-	}
+	r.note("network %s: the default route went from %s to %s", short(n.rec.ID), n.rec.Parent, to)
+	r.do(func() error {
+		if err := r.moveTo(n, to); err != nil {
+			return fmt.Errorf("network %s: follow the default route to %s: %w", short(n.rec.ID), to, err)
+		}
+		return nil
+	})
 }
 
 func (r *repair) moveTo(n *network, to string) error {
@@ -29,7 +33,6 @@ func (r *repair) moveTo(n *network, to string) error {
 	if err := r.store.PutNetwork(rec); err != nil {
 		return err
 	}
-	r.note("network %s: the default route went from %s to %s", short(rec.ID), from.Parent, to)
 	n.rec = rec
 	r.mu.Lock()
 	r.parents[rec.ID], n.ahead = uplinkOf(rec), nil
@@ -37,12 +40,13 @@ func (r *repair) moveTo(n *network, to string) error {
 	for _, e := range r.endpointsOf(rec.ID) {
 		e.mu.Lock()
 		if e.known && e.rec.State == store.Published {
-			r.markPublished(e, aliasLink(rec))
+			r.markPublished(e, e.rec.External, aliasLink(rec))
 			for _, a := range e.rec.External {
 				if aliasLink(rec) != "" {
 					r.withhold(e, a, "moves to "+to)
 				}
 				r.failed(r.removeAlias(from, a))
+				r.tell(EventMoved, e, fmt.Sprintf("from %s to %s", from.Parent, to), a)
 			}
 		}
 		e.mu.Unlock()

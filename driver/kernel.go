@@ -34,6 +34,9 @@ type Addresses interface {
 	Gateways() ([]netip.Addr, error)
 	// Forget ends what connection tracking knows of the addresses.
 	Forget(link.Flows) error
+	// Remaining counts what it knows of pairs; those without are not in the
+	// answer. Its cost grows with all that is tracked.
+	Remaining([]link.Pair) (map[link.Pair]int, error)
 }
 
 // Settings are the host's own. Those that change some return them, as
@@ -42,8 +45,8 @@ type Settings interface {
 	DefaultParent() (string, error)
 	// Parent returns link.ErrNoLink if there is no such interface.
 	Parent(name string) (link.ParentInfo, error)
-	// EnableForwarding lets the host route, as it did or did not before.
-	EnableForwarding(parent string, of link.Families) (changed []string, err error)
+	// EnableForwarding lets the host route what comes in by interfaces.
+	EnableForwarding(interfaces []string, of link.Families) (changed []string, err error)
 	// SettleARP keeps other interfaces from answering for addresses on parent.
 	SettleARP(parent string) (changed []string, err error)
 	// ARPTrouble says why neighbours on parent get no answer for addresses

@@ -18,7 +18,7 @@ func (d *Driver) networkSteps(n store.Network) []step {
 	bridge := link.Bridge{Name: n.Bridge, Owner: n.ID, Note: networkNote(n), Addresses: n.Gateways, MTU: n.MTU}
 	return []step{
 		{name: "enable forwarding", do: func() error {
-			return d.settings(d.kernel.EnableForwarding(n.Parent, link.FamiliesOf(n.Gateways)))
+			return d.settings(d.kernel.EnableForwarding(d.natNetwork(n).Uplinks, link.FamiliesOf(n.Gateways)))
 		}},
 		{name: "neighbours of the parent", do: func() error { return d.quietOthers(n) }},
 		{
@@ -135,6 +135,7 @@ func (d *Driver) addNetwork(n *network, rec store.Network) error {
 		}
 		return errors.Join(err, d.removeNetwork(n))
 	}
+	d.events.emit(Event{Kind: EventNetworkCreated, Network: rec.ID})
 	d.tend(rec.ID)
 	return nil
 }
@@ -176,6 +177,7 @@ func (d *Driver) removeNetwork(n *network) error {
 		return err
 	}
 	d.forgetNetwork(n.rec.ID, n)
+	d.events.emit(Event{Kind: EventNetworkRemoved, Network: n.rec.ID})
 	return d.uplinksChange()
 }
 

@@ -157,7 +157,7 @@ func (d *Driver) rebuild() error {
 		e := &endpoint{id: rec.ID, network: rec.Network, rec: rec, known: true}
 		d.endpoints[e.id] = e
 		d.remember(e)
-		d.markPublished(e, aliasLink(d.networks[id].rec))
+		d.markPublished(e, rec.External, aliasLink(d.networks[id].rec))
 	}
 	d.log.Warnf("rebuilt from the kernel: %d networks, %d endpoints", len(d.networks), len(d.endpoints))
 	return errors.Join(errs...)

@@ -62,7 +62,10 @@ func (d *Driver) settle(networkID, endpointID string) error {
 	for {
 		var p *probe
 		err := d.withEndpoint(networkID, endpointID, func(n *network, e *endpoint) error {
-			if e.probe == nil && e.rec.State == store.Plumbed {
+			if e.rec.State != store.Plumbed {
+				return nil // it has joined, and has what it was to have
+			}
+			if e.probe == nil {
 				e.probe = d.probe(n.rec, e.rec.External) // begun by a plugin that is no more
 			}
 			p = e.probe
@@ -126,17 +129,19 @@ func (d *Driver) exchange(n *network, e *endpoint) error {
 	if err != nil {
 		return refusal(err)
 	}
+	d.tell(EventReleased, e, "exchanged", e.rec.External...)
 	e.rec, e.probe = rec, d.probe(n.rec, rec.External)
+	d.tell(EventClaimed, e, "exchanged", rec.External...)
 	return up(d.plumbing(n.rec, rec)) // its link carries what is recorded
 }
 
 // keepClear goes on listening to addresses that were an endpoint's until now:
 // whoever gets them next has not to wait. e.mu is held.
-func (d *Driver) keepClear(n store.Network, e *endpoint) {
+func (d *Driver) keepClear(n store.Network, e *endpoint, addrs []netip.Addr) {
 	if _, ok := timing(n); !ok {
 		return
 	}
-	for _, a := range e.rec.External {
+	for _, a := range addrs {
 		if e.withheld[a] == "" && d.kernel.Watch(n.Parent, a) == nil {
 			d.segments.learn(n.Parent, a, "")
 		}

@@ -63,7 +63,13 @@ func (d *Driver) repair(cause string, run func(*repair)) ([]string, error) {
 	r := &repair{Driver: d, began: time.Now()}
 	run(r)
 	d.report(cause, r.lines)
-	return r.lines, errors.Join(r.errs...)
+	err := errors.Join(r.errs...)
+	if text := plural(len(r.lines), "repair", "repairs") + " after " + cause; err != nil {
+		d.events.emit(Event{Kind: EventReconciled, Text: text + ", and " + err.Error()})
+	} else if len(r.lines) > 0 {
+		d.events.emit(Event{Kind: EventReconciled, Text: text})
+	}
+	return r.lines, err
 }
 
 // reportLines is how many repairs of one run are logged one by one: after a
@@ -76,6 +82,9 @@ func (d *Driver) report(cause string, repaired []string) {
 		return
 	}
 	d.repairs += len(repaired)
+	for _, what := range repaired {
+		d.events.emit(Event{Kind: EventRepaired, Text: what})
+	}
 	log := d.log.WithField("cause", cause)
 	for _, what := range repaired[:min(len(repaired), reportLines)] {
 		log.WithField("repaired", what).Warn("reconciled")
@@ -83,10 +92,12 @@ func (d *Driver) report(cause string, repaired []string) {
 	log.WithField("repairs", len(repaired)).WithField("since_start", d.repairs).Warn("reconciled")
 }
 
-// A repair is one run of Reconcile.
+// A repair is one run of Reconcile, or of Check.
 type repair struct {
 	*Driver
 	began time.Time
+	// dry: nothing is changed, only noted.
+	dry   bool
 	found link.Survey
 	lines []string
 	errs  []error
@@ -99,6 +110,13 @@ func (r *repair) note(format string, args ...any) {
 func (r *repair) failed(err error) {
 	if err != nil {
 		r.errs = append(r.errs, err)
+	}
+}
+
+// do changes something, unless the run is dry.
+func (r *repair) do(change func() error) {
+	if !r.dry {
+		r.failed(change())
 	}
 }
 
@@ -118,23 +136,32 @@ func (r *repair) run() {
 	r.networksAgain()
 	r.endpointsAgain()
 	r.strays()
+	r.endDrains()
 }
 
 // guard repairs what keeps containers from passing for others.
 func (r *repair) guard() {
-	repaired, err := r.kernel.Guard.Repair()
-	r.lines = append(r.lines, repaired...)
+	look := r.kernel.Guard.Repair
+	if r.dry {
+		look = r.kernel.Guard.Check
+	}
+	lines, err := look()
+	r.lines = append(r.lines, lines...)
 	r.failed(err)
 }
 
 // rules repairs the rules. If that can't be done, it takes the aliases away and
 // returns false.
 func (r *repair) rules() bool {
-	repaired, err := r.kernel.NAT.Repair()
-	r.lines = append(r.lines, repaired...)
+	look := r.kernel.NAT.Repair
+	if r.dry {
+		look = r.kernel.NAT.Check
+	}
+	lines, err := look()
+	r.lines = append(r.lines, lines...)
 	if err != nil {
 		r.failed(err)
-		r.withdraw()
+		r.do(r.withdraw)
 	}
 	return err == nil
 }
@@ -145,7 +172,7 @@ func (r *repair) removals() {
 		n.mu.Lock()
 		if n.known && n.rec.Leaving {
 			r.note("network %s was not removed entirely", short(n.rec.ID))
-			r.failed(r.removeNetwork(n))
+			r.do(func() error { return r.removeNetwork(n) })
 		}
 		n.mu.Unlock()
 	}
@@ -153,9 +180,9 @@ func (r *repair) removals() {
 		switch e.rec.State {
 		case store.Leaving:
 			r.note("endpoint %s was not removed entirely", short(e.rec.ID))
-			r.failed(r.removeEndpoint(n, e))
+			r.do(func() error { return r.removeEndpoint(n, e) })
 		case store.Retired:
-			r.failed(r.removeEndpoint(n, e))
+			r.do(func() error { return r.removeEndpoint(n, e) })
 		}
 	})
 }
@@ -185,7 +212,7 @@ func (r *repair) orphans() {
 			}
 		}
 	}
-	r.failed(r.sweep(gone))
+	r.do(func() error { return r.sweep(gone) })
 }
 
 // abandonedAfter is how long an endpoint may wait for its Join, or after its
@@ -238,10 +265,11 @@ func (r *repair) sweep(orphans []orphan) error {
 			continue
 		}
 		maps = append(maps, mappings(o.e.rec)...)
-		f := flows(o.e.rec)
+		f := r.flows(o.e.rec)
 		gone.External = append(gone.External, f.External...)
 		gone.Internal = append(gone.Internal, f.Internal...)
 		unguarded.Ports = append(unguarded.Ports, port(o.n.rec, o.e.rec).Ports...)
+		gone.Pairs = append(gone.Pairs, f.Pairs...)
 		ids = append(ids, o.e.rec.ID)
 		swept = append(swept, o)
 	}
@@ -261,6 +289,7 @@ func (r *repair) sweep(orphans []orphan) error {
 	for _, o := range swept {
 		host, _ := link.VethNames(o.e.id)
 		delete(r.found.Links, host)
+		r.tell(EventReleased, o.e, "its container is gone", o.e.rec.External...)
 		r.forgetEndpoint(o.e)
 	}
 	return errors.Join(errs...)
@@ -268,12 +297,14 @@ func (r *repair) sweep(orphans []orphan) error {
 
 // withdraw takes all aliases off their parents: without mappings the host
 // itself would answer on them.
-func (r *repair) withdraw() {
+func (r *repair) withdraw() error {
+	var errs []error
 	r.eachEndpoint(func(n *network, e *endpoint) {
 		for _, a := range e.rec.External {
-			r.failed(r.removeAlias(n.rec, a))
+			errs = append(errs, r.removeAlias(n.rec, a))
 		}
 	})
+	return errors.Join(errs...)
 }
 
 func (r *repair) networksAgain() {
@@ -286,11 +317,13 @@ func (r *repair) networksAgain() {
 		}
 		n.mu.Unlock()
 	}
-	changed, uerr := r.syncUplinks()
-	r.failed(uerr)
-	if changed {
-		r.note("uplinks had changed")
-	}
+	r.do(func() error {
+		changed, err := r.syncUplinks()
+		if changed {
+			r.note("uplinks had changed")
+		}
+		return err
+	})
 	for _, n := range r.networkList() {
 		n.mu.Lock()
 		if n.known && !n.rec.Leaving {
@@ -298,12 +331,20 @@ func (r *repair) networksAgain() {
 				n.gateways = gateways
 			}
 			r.compareBridge(n.rec)
-			if err := again(r.networkSteps(n.rec)); err != nil {
-				r.failed(fmt.Errorf("network %s: %w", short(n.rec.ID), err))
-			}
+			r.again(fmt.Sprintf("network %s", short(n.rec.ID)), r.networkSteps(n.rec))
 		}
 		n.mu.Unlock()
 	}
+}
+
+// again repeats steps, unless the run is dry.
+func (r *repair) again(whose string, steps []step) {
+	r.do(func() error {
+		if err := again(steps); err != nil {
+			return fmt.Errorf("%s: %w", whose, err)
+		}
+		return nil
+	})
 }
 
 // compareBridge notes what the steps are about to mend.
@@ -331,8 +372,12 @@ func (r *repair) endpointsAgain() {
 			return // an orphan for the next time, or newer than the survey
 		}
 		var steps []step
-		if have.Bridge != n.rec.Bridge || !have.Up {
+		switch note := endpointNote(e.rec); {
+		case have.Bridge != n.rec.Bridge || !have.Up:
 			r.note("link %s of endpoint %s was off its bridge or down", host, short(e.rec.ID))
+			steps = r.plumbing(n.rec, e.rec)
+		case have.Note != note && link.NoteFits(e.rec.ID, note):
+			r.note("link %s said %q of endpoint %s", host, have.Note, short(e.rec.ID))
 			steps = r.plumbing(n.rec, e.rec)
 		}
 		if missing := r.missing(n, e); len(missing) > 0 {
@@ -341,9 +386,7 @@ func (r *repair) endpointsAgain() {
 			}
 			steps = append(steps, r.publicationSteps(n.rec, e)...)
 		}
-		if err := again(steps); err != nil {
-			r.failed(fmt.Errorf("endpoint %s: %w", short(e.rec.ID), err))
-		}
+		r.again(fmt.Sprintf("endpoint %s", short(e.rec.ID)), steps)
 	})
 }
 
@@ -377,29 +420,30 @@ func (r *repair) strays() {
 			continue
 		}
 		r.note("%s had no record", name)
-		if l.IsBridge {
-			r.failed(r.kernel.RemoveBridge(link.Bridge{Name: name, Owner: l.Owner}))
-		} else {
-			r.failed(r.kernel.RemoveVeth(link.Veth{Host: name, Owner: l.Owner}))
-		}
+		r.do(func() error {
+			if l.IsBridge {
+				return r.kernel.RemoveBridge(link.Bridge{Name: name, Owner: l.Owner})
+			}
+			return r.kernel.RemoveVeth(link.Veth{Host: name, Owner: l.Owner})
+		})
 	}
 	for a, links := range r.found.Aliases {
 		for _, on := range links {
-			r.failed(r.strayAlias(a, on))
+			r.strayAlias(a, on)
 		}
 	}
 }
 
 // strayAlias removes an alias that nobody has published there. Nobody can
 // publish it in the meantime: that begins with the lock that is held here.
-func (r *repair) strayAlias(a netip.Addr, on string) error {
+func (r *repair) strayAlias(a netip.Addr, on string) {
 	r.publishing.Lock()
 	defer r.publishing.Unlock()
 	if r.published[a].on == on {
-		return nil
+		return
 	}
 	r.note("alias %s on %s had no record", a, on)
-	return r.kernel.RemoveAlias(on, a)
+	r.do(func() error { return r.kernel.RemoveAlias(on, a) })
 }
 
 // recorded tells whether an id is that of a network or endpoint, or of one

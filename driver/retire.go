@@ -27,6 +27,7 @@ func (d *Driver) retire(n *network, e *endpoint) error {
 	if err := d.store.RetireEndpoint(e.rec); err != nil {
 		return err
 	}
+	d.tell(EventReleased, e, "", e.rec.External...)
 	e.rec.External, e.rec.State = nil, store.Retired
 	d.mu.Lock()
 	d.retired[e] = true

@@ -40,9 +40,9 @@ type foreign struct {
 // A Clash is how often, since the start, somebody else was heard to use an
 // address of ours, and who that was last.
 type Clash struct {
-	MAC   string
-	Count int
-	Last  time.Time
+	MAC   string    `json:"mac"`
+	Count int       `json:"count"`
+	Last  time.Time `json:"last"`
 }
 
 func newSegments() *segments {
@@ -91,6 +91,16 @@ func (s *segments) clash(a netip.Addr, mac string) Clash {
 	c.Count++
 	s.conflicts[a] = c
 	return c
+}
+
+// conflict is what was counted about an address; nil if that is nothing.
+func (s *segments) conflict(a netip.Addr) *Clash {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c, ok := s.conflicts[a]; ok {
+		return &c
+	}
+	return nil
 }
 
 // expire forgets what is believed no longer, and returns the clear places among

@@ -3,6 +3,7 @@ package driver
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,7 +38,7 @@ func setUp() []call {
 			return l.CreateNetwork(createNetwork(netID, 31, "extip.parent", "br-ex", "extip.pool", "203.0.113.56"))
 		}},
 		{"create endpoint", func(l *lab) error {
-			return l.endpoint(epID, "172.31.0.2/16", "extip.address", "203.0.113.60,203.0.113.61")
+			return l.endpoint(epID, "172.31.0.2/16", "extip.address", "203.0.113.60,203.0.113.61", "extip.reservation", "web")
 		}},
 		{"join", func(l *lab) error {
 			_, err := l.Join(&api.JoinRequest{NetworkID: netID, EndpointID: epID})
@@ -46,13 +47,48 @@ func setUp() []call {
 	}
 }
 
-func tearDown() []call {
+// operate is what an operator does then, with a second container.
+func operate() []call {
+	move := func(a string, drain bool) func(*lab) error {
+		return func(l *lab) error {
+			_, err := l.Move(l.t.Context(), addr(a), ep2, drain, false)
+			return err
+		}
+	}
 	return []call{
-		{"leave", func(l *lab) error { return l.Leave(&api.LeaveRequest{NetworkID: netID, EndpointID: epID}) }},
-		{"delete endpoint", func(l *lab) error {
-			err := l.DeleteEndpoint(&api.DeleteEndpointRequest{NetworkID: netID, EndpointID: epID})
-			return errors.Join(err, l.removeRetired())
+		{"create second endpoint", func(l *lab) error { return l.endpoint(ep2, "172.31.0.3/16", "extip.address", "none") }},
+		{"join second", func(l *lab) error {
+			_, err := l.Join(&api.JoinRequest{NetworkID: netID, EndpointID: ep2})
+			return err
 		}},
+		{"attach", func(l *lab) error {
+			_, err := l.Attach(l.t.Context(), epID[:4], addrs("203.0.113.62", "203.0.113.63"), false)
+			return err
+		}},
+		{"move", move("203.0.113.60", false)},
+		{"move and drain", move("203.0.113.61", true)},
+		{"detach", func(l *lab) error {
+			_, err := l.Detach(l.t.Context(), addr("203.0.113.60"), false)
+			return err
+		}},
+	}
+}
+
+func tearDown() []call {
+	leave := func(id string) func(*lab) error {
+		return func(l *lab) error { return l.Leave(&api.LeaveRequest{NetworkID: netID, EndpointID: id}) }
+	}
+	remove := func(id string) func(*lab) error {
+		return func(l *lab) error {
+			err := l.DeleteEndpoint(&api.DeleteEndpointRequest{NetworkID: netID, EndpointID: id})
+			return errors.Join(err, l.removeRetired())
+		}
+	}
+	return []call{
+		{"leave", leave(epID)},
+		{"delete endpoint", remove(epID)},
+		{"leave second", leave(ep2)},
+		{"delete second endpoint", remove(ep2)},
 		{"delete network", func(l *lab) error { return l.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: netID}) }},
 	}
 }
@@ -78,12 +114,14 @@ func TestFailAtEveryStep(t *testing.T) {
 
 func failAtEveryStep(t *testing.T, retiring bool) {
 	length := 0
-	for i, c := range setUp() {
+	life := append(setUp(), operate()...)
+	for i, c := range life {
 		for write := 1; ; write++ {
 			l := newLab(t)
 			l.retiring.Store(retiring)
-			l.must(setUp()[:i]...)
+			l.must(life[:i]...)
 			machine, records := l.host.String(), l.recorded()
+			reserved := l.names()
 			l.host.FailAt = l.host.Writes() + write
 			err := c.call(l)
 			if err == nil {
@@ -99,16 +137,20 @@ func failAtEveryStep(t *testing.T, retiring bool) {
 			if got := l.recorded(); got != records {
 				t.Errorf("%s, write %d: records\n%s\nwere\n%s", c.name, write, got, records)
 			}
+			if got := l.names(); i >= len(setUp()) && !slices.Equal(got, reserved) {
+				t.Errorf("%s, write %d: reserved %q, was %q", c.name, write, got, reserved)
+			}
+			l.whole()
 			// The engine may try again.
 			l.must(c)
-			l.must(tearDown()[len(setUp())-1-i:]...)
+			l.must(tearDown()...)
 			l.clean()
 		}
 	}
 	for write := 1; ; write++ {
 		l := newLab(t)
 		l.retiring.Store(retiring)
-		l.must(setUp()...)
+		l.must(life...)
 		l.host.FailAt = l.host.Writes() + write
 		var errs []error
 		for _, c := range tearDown() {
@@ -122,11 +164,11 @@ func failAtEveryStep(t *testing.T, retiring bool) {
 		if _, err := l.Reconcile("test"); err != nil {
 			t.Errorf("write %d: reconcile: %v", write, err)
 		}
-		l.must(tearDown()[2:]...) // the network goes some day
+		l.must(tearDown()[len(tearDown())-1]) // the network goes some day
 		l.clean()
 	}
 	t.Logf("%d writes failed in turn", length)
-	if length < 20 {
+	if length < 50 {
 		t.Errorf("the sweep is only %d writes long", length)
 	}
 }
@@ -143,7 +185,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 
 func crashAtEveryStep(t *testing.T, retiring bool) {
 	length := 0
-	life := append(setUp(), tearDown()...)
+	life := slices.Concat(setUp(), operate(), tearDown())
 	for i, c := range life {
 		clean := newLab(t)
 		clean.retiring.Store(retiring)
@@ -174,7 +216,7 @@ func crashAtEveryStep(t *testing.T, retiring bool) {
 		}
 	}
 	t.Logf("%d crashes", length)
-	if length < 25 {
+	if length < 60 {
 		t.Errorf("the sweep is only %d crashes long", length)
 	}
 }

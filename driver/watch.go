@@ -159,13 +159,11 @@ func (d *Driver) anyNetwork(ask func(*network) bool) bool {
 // where its addresses are: they may have learned otherwise meanwhile.
 func (d *Driver) announceAgain(parent string) {
 	d.eachEndpoint(func(n *network, e *endpoint) {
-		if n.rec.Parent != parent || aliasLink(n.rec) == "" || e.rec.State != store.Published {
+		if n.rec.Parent != parent || e.rec.State != store.Published {
 			return
 		}
 		for _, a := range e.rec.External {
-			if e.withheld[a] == "" {
-				d.announce(n.rec, a)
-			}
+			_ = d.announce(n.rec, e, a) // it tells of errors itself
 		}
 	})
 }

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/extip/extip/announce"
@@ -21,11 +22,17 @@ func (d *Driver) withhold(e *endpoint, a netip.Addr, why string) {
 	}
 	if e.withheld[a] != why {
 		d.log.WithField("endpoint", short(e.id)).WithField("external", a).Warnf("withheld: it %s", why)
+		d.tell(EventWithheld, e, "it "+why, a)
 	}
 	e.withheld[a] = why
 	d.mu.Lock()
 	d.waiting[e] = true
 	d.mu.Unlock()
+}
+
+// notWithheld is those of an endpoint's addresses that are not; e.mu is held.
+func (e *endpoint) notWithheld(addrs []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return e.withheld[a] != "" })
 }
 
 // askWithheld has it looked soon whether withheld addresses can be had now.
@@ -96,7 +103,7 @@ func (d *Driver) releaseWithheld(ctx context.Context) {
 // letGo puts the withheld addresses on the parent that may be there; e.mu is
 // held.
 func (d *Driver) letGo(n *network, e *endpoint, why map[netip.Addr]string) {
-	freed := false
+	var freed []netip.Addr
 	for a := range e.withheld {
 		reason, known := why[a]
 		switch {
@@ -105,10 +112,10 @@ func (d *Driver) letGo(n *network, e *endpoint, why map[netip.Addr]string) {
 			d.withhold(e, a, reason)
 		default:
 			delete(e.withheld, a)
-			freed = true
+			freed = append(freed, a)
 		}
 	}
-	if !freed || e.rec.State != store.Published {
+	if len(freed) == 0 || e.rec.State != store.Published {
 		return
 	}
 	log := d.log.WithField("endpoint", short(e.id))
@@ -117,5 +124,7 @@ func (d *Driver) letGo(n *network, e *endpoint, why map[netip.Addr]string) {
 		d.Hint("withheld address")
 		return
 	}
-	log.WithField("external", join(e.rec.External)).Info("no longer withheld")
+	freed = e.notWithheld(freed)
+	log.WithField("external", join(freed)).Info("no longer withheld")
+	d.tell(EventPublished, e, "no longer withheld", freed...)
 }

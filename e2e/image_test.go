@@ -40,7 +40,7 @@ func build(pkg string) ([]byte, error) {
 var (
 	buildProbe = sync.OnceValues(func() ([]byte, error) { return build("./probe") })
 	buildExtip = sync.OnceValues(func() ([]byte, error) { return build("github.com/extip/extip") })
-	makeRecipe = sync.OnceValues(cachedRecipe)
+	makeRecipe = sync.OnceValues(func() (string, error) { return cached("recipe", recipeCommand) })
 )
 
 func probeBinary(t testing.TB) []byte { return succeed(t, buildProbe) }
@@ -93,13 +93,14 @@ func (l *lab) importRecipe() {
 	l.docker("import", succeed(l.t, makeRecipe), recipeImage)
 }
 
-// recipeCommand makes the recipe's image, but for the name of its file.
+// recipeCommand makes the recipe's image, but for the names of the release and
+// of its file.
 var recipeCommand = []string{"mmdebstrap", "--quiet", "--variant=essential",
 	"--include=openssh-server,apache2", "--dpkgopt=path-exclude=/usr/share/doc/*", "--format=tar"}
 
-// cachedRecipe returns the file of the recipe's image. Making it takes half a
+// cached returns the file that a command of mmdebstrap makes. That takes half a
 // minute, so it is kept where later runs find it, named by what it is made of.
-func cachedRecipe() (string, error) {
+func cached(name string, command []string) (string, error) {
 	cache := os.Getenv("XDG_CACHE_HOME")
 	if cache == "" {
 		cache = "/var/cache"
@@ -108,8 +109,8 @@ func cachedRecipe() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	key := sha256.Sum256(append(release, strings.Join(recipeCommand, " ")...))
-	file := filepath.Join(cache, "extip", fmt.Sprintf("recipe-%x.tar", key[:6]))
+	key := sha256.Sum256(append(release, strings.Join(command, " ")...))
+	file := filepath.Join(cache, "extip", fmt.Sprintf("%s-%x.tar", name, key[:6]))
 	if exists(file) {
 		return file, nil
 	}
@@ -123,9 +124,9 @@ func cachedRecipe() (string, error) {
 		}
 	}
 	partial := file + ".partial"
-	out, err := onMachine(append(recipeCommand, codename, partial)...).CombinedOutput()
+	out, err := onMachine(append(command, codename, partial)...).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("%s: %w\n%s", strings.Join(recipeCommand, " "), err, out)
+		return "", fmt.Errorf("%s: %w\n%s", strings.Join(command, " "), err, out)
 	}
 	return file, os.Rename(partial, file)
 }

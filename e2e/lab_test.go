@@ -57,6 +57,8 @@ type options struct {
 	daemon string
 	// plugin is appended to the plugin's command line.
 	plugin []string
+	// address is the host's own, if it is not hostAddr.
+	address string
 	// bare leaves engine and plugin to be started by the test.
 	bare bool
 }
@@ -81,6 +83,7 @@ type lab struct {
 	opts           options
 	lan            *nettest.Segment
 	dir            string // on disk; goes with the test
+	machine        bool   // whether the host is a machine: see newMachine
 	boots          int
 	init           int // the process that the host's namespaces live by
 	shutDown       func()
@@ -115,6 +118,17 @@ func newLab(t testing.TB, o options) *lab {
 		l.startPlugin()
 	}
 	return l
+}
+
+// neighbour is another host on the segment, with that address, switched on and
+// otherwise bare.
+func (l *lab) neighbour(address string) *lab {
+	l.t.Helper()
+	n := &lab{outside: l.outside, t: l.t, opts: l.opts, lan: l.lan, dir: l.t.TempDir()}
+	n.opts.address, n.opts.bare = address, true
+	n.chooseIptables()
+	n.boot()
+	return n
 }
 
 // isRoot tells the machine's root from the one of a user namespace, which is
@@ -153,9 +167,14 @@ func (l *lab) chooseIptables() {
 func (l *lab) boot() {
 	l.t.Helper()
 	l.boots++
-	l.host = nettest.NewNode(l.t, fmt.Sprintf("host%d", l.boots))
+	l.host = nettest.NewNode(l.t, fmt.Sprintf("host%s.%d", strings.ReplaceAll(l.opts.address, ".", "-"), l.boots))
 	l.host.Name = "host"
 	l.lan.Plug(l.host, "eth0")
+	if l.machine {
+		l.connectParent()
+		l.startSystemd()
+		return
+	}
 	l.startInit()
 	l.connectParent()
 	l.engine = l.newEngine()
@@ -165,9 +184,15 @@ func (l *lab) boot() {
 // reboot cuts the power and boots again.
 func (l *lab) reboot() {
 	l.t.Helper()
+	l.cutPower()
+	l.boot()
+}
+
+// cutPower switches the host off.
+func (l *lab) cutPower() {
+	l.t.Helper()
 	l.shutDown()
 	l.host.Run("ip", "link", "del", "eth0")
-	l.boot()
 }
 
 // startInit starts the first process of the host. Processes of the host are
@@ -197,7 +222,7 @@ func (l *lab) startInit() {
 	l.shutDown = sync.OnceFunc(func() {
 		_ = stdin.Close()
 		_ = cmd.Wait()
-		l.removeCgroups()
+		removeCgroups(l.t, l.cgroup())
 	})
 	l.t.Cleanup(l.shutDown)
 	if _, err := fmt.Fscanln(stdout, new(string)); err != nil {
@@ -208,13 +233,13 @@ func (l *lab) startInit() {
 // cgroup is the parent of the lab's containers' cgroups.
 func (l *lab) cgroup() string { return fmt.Sprintf("extip-e2e-%d-%d", os.Getpid(), l.init) }
 
-// removeCgroups removes what is left of the containers' cgroups; the kernel
-// lets go of them a moment after their last process.
-func (l *lab) removeCgroups() {
-	eventually(l.t, "the containers' cgroups can be removed", func() bool {
+// removeCgroups removes what is left of the cgroups whose path has a name in
+// it; the kernel lets go of them a moment after their last process.
+func removeCgroups(t testing.TB, name string) {
+	eventually(t, "the cgroups can be removed", func() bool {
 		var dirs []string
 		err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-			if d != nil && d.IsDir() && strings.Contains(path, l.cgroup()) {
+			if d != nil && d.IsDir() && strings.Contains(path, name) {
 				dirs = append(dirs, path)
 			}
 			return nil

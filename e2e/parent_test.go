@@ -1,6 +1,10 @@
 package e2e
 
-import "github.com/extip/extip/internal/nettest"
+import (
+	"cmp"
+
+	"github.com/extip/extip/internal/nettest"
+)
 
 // connectParent gives the host its address on the interface that the options
 // ask for.
@@ -20,10 +24,12 @@ func (l *lab) connectParent() {
 		l.t.Fatalf("no parent of the kind %q", l.opts.parent)
 	}
 	l.host.Run("ip", "link", "set", l.parent, "up")
-	l.host.Run("ip", "addr", "add", hostAddr+"/24", "dev", l.parent)
-	l.host.Run("ip", "addr", "add", hostAddr6+"/64", "dev", l.parent, "nodad")
+	l.host.Run("ip", "addr", "add", cmp.Or(l.opts.address, hostAddr)+"/24", "dev", l.parent)
 	l.host.Run("ip", "route", "add", "default", "via", outsideAddr)
-	l.host.Run("ip", "route", "add", "default", "via", outsideAddr6)
+	if l.opts.address == "" {
+		l.host.Run("ip", "addr", "add", hostAddr6+"/64", "dev", l.parent, "nodad")
+		l.host.Run("ip", "route", "add", "default", "via", outsideAddr6)
+	}
 }
 
 // openVSwitch makes br-ex with Open vSwitch. The datapath is the one in user

@@ -194,3 +194,29 @@ func TestContainerRestartKeepsUDPWorking(t *testing.T) {
 		t.Errorf("from the same port after a restart: %q", got)
 	}
 }
+
+// TestForwardPolicy: the plugin is there before the engine, as it should be at
+// boot, and yet the engine closes its FORWARD chain, as it does where it is the
+// one that lets the host route.
+func TestForwardPolicy(t *testing.T) {
+	lab := newLab(t, options{})
+	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
+	if !strings.Contains(lab.must("iptables", "-S", "FORWARD"), "-P FORWARD DROP") {
+		t.Skip("this engine doesn't close its FORWARD chain")
+	}
+	lab.stopEngine()
+	lab.reboot()
+	lab.startPlugin()
+	if got := lab.host.Run("cat", "/proc/sys/net/ipv4/ip_forward"); strings.TrimSpace(got) != "0" {
+		t.Errorf("before the engine, ip_forward is %s", got)
+	}
+	lab.startEngine()
+	if got := lab.must("iptables", "-S", "FORWARD"); !strings.Contains(got, "-P FORWARD DROP") {
+		t.Errorf("the engine has left its FORWARD chain open:\n%s", got)
+	}
+	web := lab.run("web", "--network", "web")
+	ask(t, []question{
+		{lab.outside, "tcp", "203.0.113.56:80", "web saw " + outsideAddr},
+		{web, "tcp", outsideAddr + ":80", "outside saw 203.0.113.56"},
+	})
+}

@@ -25,49 +25,53 @@ const (
 type field int
 
 // The original destination is an external address that was connected to, the
-// original source a container that connects, and the source of replies the
-// container that was connected to.
+// original source a container that connects; the source of replies is the
+// container that was connected to, their destination the external address that
+// a container connects from.
 const (
-	origDst field = iota
+	none field = iota
+	origDst
 	origSrc
 	replySrc
+	replyDst
 	fields
 )
 
-// tuple is the attribute that the field is in.
-func (f field) tuple() int {
-	if f == replySrc {
-		return nl.CTA_TUPLE_REPLY
-	}
-	return nl.CTA_TUPLE_ORIG
-}
-
-// filter asks for the flows that have an address in the field:
+// filter asks for the flows that have the search's addresses in its fields:
 //
 //	CTA_TUPLE_ORIG or _REPLY, CTA_TUPLE_IP, one address
 //	CTA_FILTER, CTA_FILTER_ORIG_FLAGS or _REPLY_FLAGS, which of the two it is
-func (f field) filter(a netip.Addr) []*nl.RtAttr {
-	ip, flag, flags := nl.CTA_IP_V4_SRC, uint32(filterSrc), ctaFilterOrigFlags
-	if a.Is6() {
-		ip = nl.CTA_IP_V6_SRC
-	}
-	if f == origDst {
-		ip, flag = ip+1, filterDst // each CTA_IP_*_DST follows its SRC
-	}
-	if f == replySrc {
-		flags = ctaFilterReplyFlags
-	}
-	tuple := nl.NewRtAttr(unix.NLA_F_NESTED|f.tuple(), nil)
-	tuple.AddRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_IP, nil).AddRtAttr(ip, a.AsSlice())
+//
+// and both tuples if the fields are one of each.
+func (s search) filter() []*nl.RtAttr {
 	filter := nl.NewRtAttr(unix.NLA_F_NESTED|ctaFilter, nil)
-	filter.AddRtAttr(flags, nl.Uint32Attr(flag))
-	return []*nl.RtAttr{tuple, filter}
+	var attrs []*nl.RtAttr
+	for _, part := range []search{{field: s.field, addr: s.addr}, {field: s.also, addr: s.alsoAddr}} {
+		if part.field == none {
+			continue
+		}
+		ip, flag, flags, kind := nl.CTA_IP_V4_SRC, uint32(filterSrc), ctaFilterOrigFlags, nl.CTA_TUPLE_ORIG
+		if part.addr.Is6() {
+			ip = nl.CTA_IP_V6_SRC
+		}
+		if part.field == origDst || part.field == replyDst {
+			ip, flag = ip+1, filterDst // each CTA_IP_*_DST follows its SRC
+		}
+		if part.field == replySrc || part.field == replyDst {
+			flags, kind = ctaFilterReplyFlags, nl.CTA_TUPLE_REPLY
+		}
+		tuple := nl.NewRtAttr(unix.NLA_F_NESTED|kind, nil)
+		tuple.AddRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_IP, nil).AddRtAttr(ip, part.addr.AsSlice())
+		filter.AddRtAttr(flags, nl.Uint32Attr(flag))
+		attrs = append(attrs, tuple)
+	}
+	return append(attrs, filter)
 }
 
 // A flow is an entry of the connection tracking table.
 type flow struct {
-	addrs [fields]netip.Addr
-	attrs []byte // all that the kernel told of it
+	addrs [fields]netip.Addr // that of none stays invalid
+	attrs []byte             // all that the kernel told of it
 }
 
 // parseFlow reads an entry as it is dumped, without copying: a table may have
@@ -82,10 +86,10 @@ func parseFlow(data []byte) (flow, error) {
 		case nl.CTA_TUPLE_ORIG:
 			f.addrs[origSrc], f.addrs[origDst] = tupleAddrs(attr)
 		case nl.CTA_TUPLE_REPLY:
-			f.addrs[replySrc], _ = tupleAddrs(attr)
+			f.addrs[replySrc], f.addrs[replyDst] = tupleAddrs(attr)
 		}
 	}
-	for _, a := range f.addrs {
+	for _, a := range f.addrs[none+1:] {
 		if !a.IsValid() {
 			return f, errors.New("a flow without addresses")
 		}
@@ -171,7 +175,7 @@ func (h *Host) dump(family uint8, filter []*nl.RtAttr, each func(flow)) error {
 	return errors.Join(err, bad)
 }
 
-// deleteFiltered deletes the flows that have an address in the field.
+// deleteFiltered deletes the flows that a search finds.
 //
 // A kernel that filters only dumps must not take this for "delete everything",
 // which a delete request without a tuple is. It has a tuple, and all kernels
@@ -181,8 +185,8 @@ func (h *Host) dump(family uint8, filter []*nl.RtAttr, each func(flow)) error {
 // address, it would still be one look-up, and its answer ENOENT. A kernel that
 // filters answers success even if nothing matches; so neither answer means
 // "nothing to delete".
-func (h *Host) deleteFiltered(family uint8, f field, a netip.Addr) error {
-	_, err := h.request(family, nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, f.filter(a)...).Execute(unix.NETLINK_NETFILTER, 0)
+func (h *Host) deleteFiltered(family uint8, s search) error {
+	_, err := h.request(family, nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, s.filter()...).Execute(unix.NETLINK_NETFILTER, 0)
 	return err
 }
 

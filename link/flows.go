@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,12 +40,36 @@ type Flows struct {
 	External []netip.Addr
 	// Internal addresses connect, and answer for the external ones.
 	Internal []netip.Addr
+	// Pairs are those of containers by one of their external addresses.
+	Pairs []Pair
 }
 
-// A search is for the flows that have an address in a field.
+// A Pair is an external address and a container's that it leads to, or led.
+type Pair struct{ External, Internal netip.Addr }
+
+// A search is for the flows that have an address in a field, and unless also is
+// none, another one in that.
 type search struct {
-	field field
-	addr  netip.Addr
+	field    field
+	addr     netip.Addr
+	also     field
+	alsoAddr netip.Addr
+}
+
+// finds tells whether a flow is one of those.
+func (s search) finds(f flow) bool {
+	return f.addrs[s.field] == s.addr && f.addrs[s.also] == s.alsoAddr
+}
+
+// in is the search of the same fields that finds the flow.
+func (s search) in(f flow) search {
+	return search{s.field, f.addrs[s.field], s.also, f.addrs[s.also]}
+}
+
+// searches are those for a pair: who connected to the container, and what it
+// connects to.
+func (p Pair) searches() []search {
+	return []search{{origDst, p.External, replySrc, p.Internal}, {origSrc, p.Internal, replyDst, p.External}}
 }
 
 // searches are those of a family.
@@ -54,13 +79,18 @@ func (fl Flows) searches(family uint8) []search {
 		for _, a := range addrs {
 			if a = a.Unmap(); a.IsValid() && a.Is4() == (family == unix.AF_INET) {
 				for _, f := range in {
-					list = append(list, search{f, a})
+					list = append(list, search{field: f, addr: a})
 				}
 			}
 		}
 	}
 	add(fl.External, origDst)
 	add(fl.Internal, origSrc, replySrc)
+	for _, p := range fl.Pairs {
+		if p.External.Is4() == (family == unix.AF_INET) {
+			list = append(list, p.searches()...)
+		}
+	}
 	return list
 }
 
@@ -69,7 +99,7 @@ func (fl Flows) searches(family uint8) []search {
 func (h *Host) Forget(fl Flows) error {
 	err := errors.Join(h.forget(unix.AF_INET, fl.searches(unix.AF_INET)), h.forget(unix.AF_INET6, fl.searches(unix.AF_INET6)))
 	if err != nil {
-		return fmt.Errorf("link: forget flows of %v, %v: %w", fl.External, fl.Internal, err)
+		return fmt.Errorf("link: forget flows of %v, %v, %v: %w", fl.External, fl.Internal, fl.Pairs, err)
 	}
 	return nil
 }
@@ -104,7 +134,7 @@ func (h *Host) forget(family uint8, searches []search) error {
 
 func (h *Host) forgetAtOnce(family uint8, searches []search) error {
 	for _, s := range searches {
-		if err := h.deleteFiltered(family, s.field, s.addr); err != nil {
+		if err := h.deleteFiltered(family, s); err != nil {
 			return err
 		}
 	}
@@ -114,8 +144,8 @@ func (h *Host) forgetAtOnce(family uint8, searches []search) error {
 func (h *Host) forgetFiltered(family uint8, searches []search) error {
 	var keys [][]byte
 	for _, s := range searches {
-		err := h.dump(family, s.field.filter(s.addr), func(found flow) {
-			if found.addrs[s.field] == s.addr {
+		err := h.dump(family, s.filter(), func(found flow) {
+			if s.finds(found) {
 				keys = append(keys, found.key())
 			}
 		})
@@ -130,14 +160,18 @@ func (h *Host) forgetFiltered(family uint8, searches []search) error {
 // if there is none.
 func (h *Host) forgetAll(family uint8, searches []search) (*flow, error) {
 	wanted := map[search]bool{}
+	var kinds []search // one for each combination of fields
 	for _, s := range searches {
 		wanted[s] = true
+		if !slices.ContainsFunc(kinds, func(k search) bool { return k.field == s.field && k.also == s.also }) {
+			kinds = append(kinds, s)
+		}
 	}
 	var keys [][]byte
 	var sample *flow
 	err := h.dump(family, nil, func(found flow) {
-		for f, a := range found.addrs {
-			if wanted[search{field(f), a}] {
+		for _, k := range kinds {
+			if wanted[k.in(found)] {
 				keys = append(keys, found.key())
 				return
 			}
@@ -151,6 +185,39 @@ func (h *Host) forgetAll(family uint8, searches []search) (*flow, error) {
 		err = h.deleteEach(family, keys)
 	}
 	return sample, err
+}
+
+// Remaining counts the flows of pairs; those that have none are not in the
+// answer. It reads the whole table.
+func (h *Host) Remaining(pairs []Pair) (map[Pair]int, error) {
+	count := map[Pair]int{}
+	by := map[uint8]map[search]Pair{unix.AF_INET: {}, unix.AF_INET6: {}}
+	for _, p := range pairs {
+		family := uint8(unix.AF_INET6)
+		if p.External.Is4() {
+			family = unix.AF_INET
+		}
+		for _, s := range p.searches() {
+			by[family][s] = p
+		}
+	}
+	kinds := Pair{}.searches()
+	for family, wanted := range by {
+		if len(wanted) == 0 {
+			continue
+		}
+		err := h.dump(family, nil, func(found flow) {
+			for _, k := range kinds {
+				if p, ok := wanted[k.in(found)]; ok {
+					count[p]++
+				}
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("link: count flows: %w", err)
+		}
+	}
+	return count, nil
 }
 
 func (h *Host) deleteEach(family uint8, keys [][]byte) error {
@@ -171,11 +238,12 @@ func (h *Host) deleteEach(family uint8, keys [][]byte) error {
 // What finds it, and no other, is trusted.
 func (h *Host) prove(family uint8, sample *flow) way {
 	key := sample.key()
-	for f := range fields {
+	for f := none + 1; f < fields; f++ {
+		s := search{field: f, addr: sample.addrs[f]}
 		found, others := false, false
-		err := h.dump(family, f.filter(sample.addrs[f]), func(answer flow) {
+		err := h.dump(family, s.filter(), func(answer flow) {
 			found = found || bytes.Equal(answer.key(), key)
-			others = others || answer.addrs[f] != sample.addrs[f]
+			others = others || !s.finds(answer)
 		})
 		switch {
 		case unsupported(err), others:

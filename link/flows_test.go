@@ -130,6 +130,58 @@ func TestForgetWays(t *testing.T) {
 	}
 }
 
+// TestForgetPairs: of a container that has two addresses, the flows of one go, in
+// either direction, and none of the other's, nor of whoever has the address now.
+func TestForgetPairs(t *testing.T) {
+	for i, f := range []struct {
+		peer, external, container, other, sibling string
+	}{
+		{"198.51.100.1", "192.0.2.56", "172.31.0.2", "192.0.2.57", "172.31.0.3"},
+		{"2001:db8:1::1", "2001:db8::56", "fd00::2", "2001:db8::57", "fd00::3"},
+	} {
+		for w := unproven; w <= deleteAtOnce; w++ {
+			t.Run(fmt.Sprintf("%s/way=%d", f.external, w), func(t *testing.T) {
+				_, node, h := newHost(t)
+				// out is a connection of a container, by an external address.
+				out := func(from, by string, port uint16) *netlink.ConntrackFlow {
+					c := udp(from, f.peer, f.peer, port)
+					c.Reverse.DstIP = netip.MustParseAddr(by).AsSlice()
+					return c
+				}
+				track(t, node,
+					udp(f.peer, f.external, f.sibling, 1), udp(f.peer, f.other, f.container, 2),
+					out(f.container, f.other, 3), out(f.sibling, f.external, 4))
+				stay := tracked(t, h)
+				if err := h.Forget(Flows{External: parse("203.0.113.1", "2001:db8:9::9")}); err != nil {
+					t.Fatal(err)
+				}
+				if best := way(h.ways[i].Load()); w > best {
+					t.Skipf("this kernel's best way is %d", best)
+				}
+				h.ways[i].Store(int32(w))
+				track(t, node, udp(f.peer, f.external, f.container, 5), udp(f.peer, f.external, f.container, 6), out(f.container, f.external, 7))
+				pair := Pair{netip.MustParseAddr(f.external), netip.MustParseAddr(f.container)}
+				unused := Pair{pair.External, netip.MustParseAddr(f.other)}
+				left, err := h.Remaining([]Pair{pair, unused})
+				if diff := cmp.Diff(map[Pair]int{pair: 3}, left, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" || err != nil {
+					t.Errorf("remaining (-want +got):\n%s, %v", diff, err)
+				}
+				for range 2 {
+					if err := h.Forget(Flows{Pairs: []Pair{pair, unused}}); err != nil {
+						t.Error(err)
+					}
+					if diff := cmp.Diff(stay, tracked(t, h)); diff != "" {
+						t.Errorf("left (-want +got):\n%s", diff)
+					}
+				}
+				if left, err := h.Remaining([]Pair{pair}); len(left) > 0 || err != nil {
+					t.Errorf("remaining: %v, %v", left, err)
+				}
+			})
+		}
+	}
+}
+
 func parse(addrs ...string) []netip.Addr {
 	var all []netip.Addr
 	for _, a := range addrs {
@@ -157,13 +209,13 @@ func TestFilterIsProved(t *testing.T) {
 		want   string
 		fields [fields]string
 	}{
-		{unix.AF_INET, "198.51.100.1", [fields]string{"192.0.2.57", "198.51.100.1", "172.31.0.3"}},
-		{unix.AF_INET6, "2001:db8:1::1", [fields]string{"2001:db8::57", "2001:db8:1::1", "fd00::3"}},
+		{unix.AF_INET, "198.51.100.1", [fields]string{"", "192.0.2.57", "198.51.100.1", "172.31.0.3", "198.51.100.1"}},
+		{unix.AF_INET6, "2001:db8:1::1", [fields]string{"", "2001:db8::57", "2001:db8:1::1", "fd00::3", "2001:db8:1::1"}},
 	} {
 		right := true
-		for f := range fields {
+		for f := none + 1; f < fields; f++ {
 			var got []string
-			err := h.dump(tt.family, f.filter(netip.MustParseAddr(tt.fields[f])), func(f flow) {
+			err := h.dump(tt.family, search{field: f, addr: netip.MustParseAddr(tt.fields[f])}.filter(), func(f flow) {
 				got = append(got, f.addrs[origSrc].String())
 			})
 			right = right && err == nil && slices.Equal(got, []string{tt.want})
@@ -182,9 +234,9 @@ func TestWithoutFilter(t *testing.T) {
 	_, node, h := newHost(t)
 	track(t, node, udp("198.51.100.1", "192.0.2.56", "172.31.0.2", 1), udp("2001:db8:1::1", "2001:db8::56", "fd00::2", 1))
 	before := tracked(t, h)
-	for f := range fields {
+	for f := none + 1; f < fields; f++ {
 		for family, addr := range map[uint8]string{unix.AF_INET: "192.0.2.56", unix.AF_INET6: "2001:db8::56"} {
-			tuple := f.filter(netip.MustParseAddr(addr))[0]
+			tuple := search{field: f, addr: netip.MustParseAddr(addr)}.filter()[0]
 			_, err := h.request(family, nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, tuple).Execute(unix.NETLINK_NETFILTER, 0)
 			if !unsupported(err) {
 				t.Errorf("field %d of %s: %v", f, addr, err)

@@ -225,6 +225,9 @@ func (h *Host) configureBridge(l netlink.Link, b Bridge) error {
 	if err := h.setIPv6(b.Name, of.V6); err != nil {
 		return err
 	}
+	if err := h.routeFrom(b.Name, of); err != nil {
+		return err
+	}
 	for _, p := range b.Addresses {
 		addr := &netlink.Addr{IPNet: ipNet(p)}
 		if p.Addr().Is6() {

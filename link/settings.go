@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -110,27 +111,39 @@ func (h *Host) setIPv6(name string, on bool) error {
 	return err
 }
 
-// EnableForwarding lets the host route these families, and returns the settings
-// that it changed for it, as "net.ipv4.ip_forward=1". They stay.
+// EnableForwarding lets the host route what comes in by these interfaces, and
+// returns the settings that it changed for it, as "net.ipv4.conf.eth0.forwarding=1".
+// They stay. Our bridges route without it. Where the host routes already,
+// nothing changes; an interface that doesn't exist is left out.
 //
-// A host that routes IPv6 no longer listens to router advertisements where
-// accept_ra is 1 (ipv6_accept_ra, net/ipv6/addrconf.c): it loses at once the
-// default routes that it has from them, and in time its addresses. So accept_ra
-// becomes 2, "even when forwarding", before, on the interfaces that have heard a
-// router since they came up, and on the parent, which may yet hear one. All
-// others lose nothing. An interface that is yet to come is up to who makes it.
-func (h *Host) EnableForwarding(parent string, of Families) (changed []string, err error) {
+// The host as a whole is left as it is: engines until 27 close their FORWARD
+// chain only if they were the ones who let the host route. IPv6 has a setting
+// for single interfaces since Linux 6.17 (force_forwarding); on kernels before,
+// the host routes IPv6 as a whole, and then no longer listens to router
+// advertisements where accept_ra is 1 (ipv6_accept_ra, net/ipv6/addrconf.c): it
+// would lose at once the default routes that it has from them, and in time its
+// addresses. So there accept_ra becomes 2, "even when forwarding", on the
+// interfaces that have heard a router since they came up, and on these, which
+// may yet hear one.
+func (h *Host) EnableForwarding(interfaces []string, of Families) (changed []string, err error) {
 	if of.V4 {
-		changed, err = h.switchOn("ipv4/ip_forward")
+		changed, _, err = h.switchOnEach("ipv4/ip_forward", "ipv4", "forwarding", interfaces)
 	}
 	if err != nil || !of.V6 {
 		return changed, err
 	}
-	const forwarding = setting("ipv6/conf/all/forwarding")
-	if on, err := h.get(forwarding); err != nil || on != 0 {
-		return changed, err
+	c, ok, err := h.switchOnEach(routesIPv6, "ipv6", "force_forwarding", interfaces)
+	if err == nil && !ok {
+		c, err = h.routeIPv6(interfaces)
 	}
-	listeners, err := h.listeners(parent)
+	return append(changed, c...), err
+}
+
+const routesIPv6 = setting("ipv6/conf/all/forwarding")
+
+// routeIPv6 lets the host as a whole route IPv6.
+func (h *Host) routeIPv6(interfaces []string) (changed []string, err error) {
+	listeners, err := h.listeners(interfaces)
 	if err != nil {
 		return changed, err
 	}
@@ -140,8 +153,42 @@ func (h *Host) EnableForwarding(parent string, of Families) (changed []string, e
 			return changed, err
 		}
 	}
-	c, err := h.switchOn(forwarding)
+	c, err := h.switchOn(routesIPv6)
 	return append(changed, c...), err
+}
+
+// switchOnEach sets a key of each interface, unless the setting of the whole
+// host is on. ok is false if the kernel doesn't have the key.
+func (h *Host) switchOnEach(whole setting, family, key string, interfaces []string) (changed []string, ok bool, err error) {
+	if on, err := h.get(whole); err != nil || on != 0 {
+		return nil, true, err
+	}
+	if _, err := h.get(conf(family, "all", key)); errors.Is(err, os.ErrNotExist) {
+		return nil, false, nil
+	}
+	for _, name := range interfaces {
+		c, err := h.switchOn(conf(family, name, key))
+		if changed = append(changed, c...); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return changed, true, err
+		}
+	}
+	return changed, true, nil
+}
+
+// routeFrom lets the host route what comes in by a bridge of ours.
+func (h *Host) routeFrom(bridge string, of Families) error {
+	for _, key := range []struct {
+		needed bool
+		setting
+	}{{of.V4, conf("ipv4", bridge, "forwarding")}, {of.V6, conf("ipv6", bridge, "force_forwarding")}} {
+		if !key.needed {
+			continue
+		}
+		if _, err := h.switchOn(key.setting); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // switchOn sets what is 0 to 1.
@@ -163,7 +210,7 @@ const (
 
 // listeners are the interfaces that forwarding would make deaf to a router: see
 // EnableForwarding.
-func (h *Host) listeners(parent string) ([]string, error) {
+func (h *Host) listeners(interfaces []string) ([]string, error) {
 	messages, err := h.list(unix.RTM_GETLINK, unix.RTM_NEWLINK, nl.NewIfInfomsg(unix.AF_INET6))
 	if err != nil {
 		return nil, fmt.Errorf("link: list IPv6 interfaces: %w", err)
@@ -189,7 +236,7 @@ func (h *Host) listeners(parent string) ([]string, error) {
 				}
 			}
 		}
-		if accepts && (heard || name == parent) {
+		if accepts && (heard || slices.Contains(interfaces, name)) {
 			names = append(names, name)
 		}
 	}

@@ -12,6 +12,8 @@ type Admission interface {
 	// Sync makes the kernel admit the traffic of exactly these networks,
 	// and returns one line per thing it had to repair.
 	Sync([]Network) (repaired []string, err error)
+	// Check returns the lines that Sync would, and changes nothing.
+	Check([]Network) (differences []string, err error)
 }
 
 // Admitted is a Backend that writes NAT with one, lets traffic pass with an
@@ -87,6 +89,18 @@ func (a *Admitted) Sync(s State) ([]string, error) {
 
 // Repair implements Backend.
 func (a *Admitted) Repair() ([]string, error) { return a.also(a.Backend.Repair()) }
+
+// Check implements Backend.
+func (a *Admitted) Check() ([]string, error) {
+	differences, err := a.Backend.Check()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.Admission == nil {
+		return differences, err
+	}
+	more, aerr := a.Admission.Check(a.networks)
+	return append(differences, more...), errors.Join(err, aerr)
+}
 
 // also adds the Admission's repairs to those of the backend.
 func (a *Admitted) also(repaired []string, err error) ([]string, error) {

@@ -72,6 +72,9 @@ func checkMapping(m Mapping) error {
 	if err == nil && m.External.Is4() != m.Internal.Is4() {
 		err = fmt.Errorf("internal address %q is of the other family", m.Internal)
 	}
+	if ferr := m.Filter.check(m.External); ferr != nil {
+		err = errors.Join(err, fmt.Errorf("filter: %w", ferr))
+	}
 	if err != nil {
 		return fmt.Errorf("nat: mapping %q: %w", m.External, err)
 	}

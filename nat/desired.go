@@ -34,12 +34,20 @@ func NewDesired() Desired {
 
 // Equal tells whether both hold the same.
 func (d Desired) Equal(o Desired) bool {
-	return maps.Equal(d.Mappings, o.Mappings) && maps.EqualFunc(d.Networks, o.Networks, sameNetwork)
+	return maps.EqualFunc(d.Mappings, o.Mappings, Mapping.Equal) && maps.EqualFunc(d.Networks, o.Networks, sameNetwork)
 }
 
 func sameNetwork(a, b Network) bool {
 	return a.ID == b.ID && a.Bridge == b.Bridge && slices.Equal(a.Uplinks, b.Uplinks) && a.Internal == b.Internal &&
 		a.Mark == b.Mark && slices.Equal(a.Subnets, b.Subnets)
+}
+
+// Equal tells whether two mappings are the same; == would compare where their
+// filters are.
+func (m Mapping) Equal(o Mapping) bool {
+	same := m.Filter.Equal(o.Filter)
+	m.Filter, o.Filter = nil, nil
+	return same && m == o
 }
 
 // Effective is the part of a change that makes a difference, with what gives
@@ -70,7 +78,7 @@ func (d Desired) Effective(c Change) (e Change) {
 	}
 	for _, m := range c.Put.Mappings {
 		cur, ok := d.Mappings[m.External]
-		if ok && cur == m {
+		if ok && cur.Equal(m) {
 			continue
 		}
 		if ok {

@@ -68,9 +68,10 @@ type Guard interface {
 	Add(Guarded) error
 	// Remove looks at the links' names only.
 	Remove(Guarded) error
-	// Sync and Repair are like those of Backend.
+	// Sync, Repair and Check are like those of Backend.
 	Sync(Guarded) (repaired []string, err error)
 	Repair() (repaired []string, err error)
+	Check() (differences []string, err error)
 }
 
 // Unguarded is a Guard that guards nothing, for a kernel that can't.
@@ -84,6 +85,9 @@ func (Unguarded) Remove(Guarded) error { return nil }
 
 // Sync implements Guard.
 func (Unguarded) Sync(Guarded) ([]string, error) { return nil, nil }
+
+// Check implements Guard.
+func (Unguarded) Check() ([]string, error) { return nil, nil }
 
 // Repair implements Guard.
 func (Unguarded) Repair() ([]string, error) { return nil, nil }

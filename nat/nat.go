@@ -30,7 +30,8 @@ type Network struct {
 }
 
 // Mapping ties one external address to one internal address of the same
-// family, for every port and protocol.
+// family, for every port and protocol: what Filter keeps out does not reach the
+// host or another container instead.
 type Mapping struct {
 	// Endpoint marks the rules as belonging to this endpoint; same form as
 	// Network.ID. An endpoint may have several mappings.
@@ -44,6 +45,9 @@ type Mapping struct {
 	// External. Among the mappings of one internal address, at most one per
 	// family has it; with none, such connections are masqueraded.
 	Egress bool
+	// Filter keeps out what may not connect to External; nil if everything
+	// may. It is not changed after it was handed over.
+	Filter *Filter
 }
 
 // State is everything a backend should hold: no more and no less.
@@ -76,6 +80,8 @@ type Backend interface {
 	Sync(State) (repaired []string, err error)
 	// Repair is Sync with what the backend was told.
 	Repair() (repaired []string, err error)
+	// Check returns the lines that Repair would, and changes nothing.
+	Check() (differences []string, err error)
 }
 
 // Sort puts a state into canonical order, so that equal states compare equal.

@@ -33,6 +33,8 @@ func (j *journal) Remove(...nat.Mapping) error       { return j.note("unmap") }
 func (j *journal) Sync(nat.State) ([]string, error)  { return []string{"a rule"}, j.note("sync") }
 func (j *journal) Repair() ([]string, error)         { return nil, j.note("repair") }
 
+func (j *journal) Check() ([]string, error) { return []string{"a difference"}, j.note("check") }
+
 type admission struct{ *journal }
 
 func (a admission) Sync(networks []nat.Network) ([]string, error) {
@@ -43,6 +45,8 @@ func (a admission) Sync(networks []nat.Network) ([]string, error) {
 	slices.Sort(ids)
 	return nil, a.note("admit " + strings.Join(ids, " "))
 }
+
+func (a admission) Check([]nat.Network) ([]string, error) { return []string{"another"}, nil }
 
 // TestAdmitted: drops come before accepts and go after them, mappings concern
 // nobody else, and what the other backend left goes once, after the first Sync.
@@ -64,6 +68,13 @@ func TestAdmitted(t *testing.T) {
 		func() error { return a.Add(nattest.Map4(1, 1)) },
 		func() error { return a.Remove(nattest.Map4(1, 1)) },
 		func() error { _, err := a.Repair(); return err },
+		func() error {
+			differences, err := a.Check()
+			if !slices.Equal(differences, []string{"a difference", "another"}) {
+				t.Errorf("Check: %q", differences)
+			}
+			return err
+		},
 		func() error { return a.RemoveNetwork(n0) },
 		func() error { _, err := a.Sync(nat.State{}); return err },
 	} {
@@ -73,7 +84,7 @@ func TestAdmitted(t *testing.T) {
 	}
 	want := []string{
 		"sync", "admit net0", "clear", "add net1", "admit net0 net1", "add net1", "map", "unmap",
-		"repair", "admit net0 net1", "admit net1", "remove net0", "sync", "admit ",
+		"repair", "admit net0 net1", "check", "admit net1", "remove net0", "sync", "admit ",
 	}
 	if !slices.Equal(j.lines, want) || cleared != 1 {
 		t.Errorf("got  %q\nwant %q, and cleared once: %d", j.lines, want, cleared)

@@ -169,6 +169,32 @@ func (p Pool) Size() uint64 {
 	return sum
 }
 
+// Free is the number of addresses that are not taken, at most math.MaxUint64. Its
+// cost grows with the number of runs in taken that are in the pool.
+func (p Pool) Free(taken *Set) uint64 {
+	var gaps []span
+	for _, s := range p.spans {
+		from := s.first
+		i, found := taken.search(from)
+		if !found && i > 0 {
+			i-- // a run that begins before the span may reach into it
+		}
+		for ; i < len(taken.runs) && from.IsValid() && !s.last.Less(taken.runs[i].first); i++ {
+			run := taken.runs[i]
+			if from.Less(run.first) {
+				gaps = append(gaps, span{from, run.first.Prev()})
+			}
+			if !run.last.Less(from) {
+				from = run.last.Next() // not valid after the last there is
+			}
+		}
+		if from.IsValid() && !s.last.Less(from) {
+			gaps = append(gaps, span{from, s.last})
+		}
+	}
+	return Pool{spans: gaps}.Size()
+}
+
 // distance is the number of addresses of a span, at most math.MaxUint64.
 func distance(s span) uint64 {
 	first, last := s.first.As16(), s.last.As16()

@@ -92,8 +92,8 @@ main() {
 	if [[ -n ${KEEP:-} ]]; then kept $unshare; fi
 	cat <<-END
 
-		To install it:  make build && install bin/extip /usr/local/bin/ && extip serve
-		and, in another terminal, what step 4 shows, with your own interface and addresses.
+		To install it:  scripts/install.sh
+		and then what step 4 shows, with your own interface and addresses.
 	END
 }
 

@@ -12,6 +12,7 @@ if ((EUID == 0)); then
 	need_engine
 	need iptables=iptables nft=nftables ip=iproute2 mount=mount conntrack=conntrack ethtool=ethtool \
 		ovs-vswitchd=openvswitch-switch mmdebstrap=mmdebstrap dbus-daemon=dbus-daemon ssh=openssh-client curl=curl \
+		docker-registry=docker-registry docker-compose=docker-compose \
 		git=git make=make shellcheck=shellcheck
 	need_go
 fi

@@ -6,18 +6,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/extip/extip/pool"
 	bolt "go.etcd.io/bbolt"
 )
-
-// A Reservation keeps addresses for whoever names it, also while nobody does.
-type Reservation struct {
-	Name      string
-	Addresses []netip.Addr
-	Created   time.Time
-}
 
 // Want is the external addresses that a new endpoint is to have.
 type Want struct {
@@ -33,8 +25,9 @@ type Want struct {
 	Pools  []pool.Pool
 	Prefer []netip.Addr
 	// Fits says why a reserved address can't be given here, nil if it can;
-	// Unusable why this host can't use an address of a pool, "" if it can.
-	Fits     func(netip.Addr) error
+	// fromPool tells whether the container that reserved it may have had it of
+	// a pool. Unusable says why this host can't use an address of a pool, "" if it can.
+	Fits     func(a netip.Addr, fromPool bool) error
 	Unusable func(netip.Addr) string
 }
 
@@ -107,19 +100,8 @@ func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
 		if err != nil {
 			return err
 		}
-		for _, a := range want.Addresses {
-			if err := claim(tx, &e, a); err != nil {
-				return err
-			}
-		}
-		for _, p := range want.Pools {
-			a, err := s.choose(tx, e, want, p)
-			if err != nil {
-				return err
-			}
-			if err := claim(tx, &e, a); err != nil {
-				return err
-			}
+		if err := s.claimAll(tx, &e, want); err != nil {
+			return err
 		}
 		if len(want.Pools) > 0 {
 			if err := tx.Bucket(recentBucket).Put(inside(e), texts(e.External)); err != nil {
@@ -131,37 +113,100 @@ func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
 	return e, err
 }
 
-// putEndpoint records an endpoint. Once it is published, its reservation holds:
-// not before, so that a container that could not be started reserves nothing.
-func putEndpoint(tx *transaction, e Endpoint) error {
-	if e.State == Published && e.Reservation != "" {
-		if err := reserve(tx, e); err != nil {
+// claimAll makes what is wanted the endpoint's.
+func (s *Store) claimAll(tx *transaction, e *Endpoint, want Want) error {
+	for _, a := range want.Addresses {
+		if err := claim(tx, e, a); err != nil {
 			return err
 		}
 	}
-	return put(tx, endpointsBucket, e.ID, e)
+	for _, p := range want.Pools {
+		a, err := s.choose(tx, *e, want, p)
+		if err != nil {
+			return err
+		}
+		if err := claim(tx, e, a); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// recall replaces a wanted reservation by the addresses that it holds.
-func recall(tx *transaction, want Want) (Want, error) {
-	if want.Reservation == "" || len(want.Addresses) > 0 {
-		return want, nil
+// AddClaims claims what is wanted, beside what a recorded endpoint has, and
+// records the endpoint as it is given; its reservation keeps the new addresses,
+// too. Errors are those of CreateEndpoint. A rehearsal tells what would be, and
+// changes nothing.
+func (s *Store) AddClaims(e Endpoint, want Want, rehearsal bool) (Endpoint, error) {
+	had := len(e.External)
+	add := func(tx *transaction) error {
+		if err := s.claimAll(tx, &e, want); err != nil {
+			return err
+		}
+		if err := amend(tx, e, nil, e.External[had:]); err != nil {
+			return err
+		}
+		return put(tx, endpointsBucket, e.ID, e)
 	}
-	var r Reservation
-	if err := get(tx.Tx, namesBucket, want.Reservation, &r); err != nil {
-		return want, err
+	if rehearsal {
+		err := s.rehearse(add)
+		return e, err
 	}
-	want.Pools = slices.Clone(want.Pools)
-	for _, a := range r.Addresses {
-		if want.Fits != nil {
-			if err := want.Fits(a); err != nil {
-				return want, err
+	err := s.update("add claims of endpoint "+short(e.ID), add)
+	return e, err
+}
+
+// ChangeClaims records endpoints, all in one transaction, with the claims that
+// their External addresses are: what one gives up another may get. Their
+// reservations follow. It returns a *TakenError or *ReservedError if somebody else
+// has one of the addresses.
+func (s *Store) ChangeClaims(es ...Endpoint) error {
+	var names []string
+	for _, e := range es {
+		names = append(names, short(e.ID))
+	}
+	return s.update("change claims of "+strings.Join(names, ", "), func(tx *transaction) error {
+		before := make([]Endpoint, len(es))
+		for i, e := range es {
+			if err := get(tx.Tx, endpointsBucket, e.ID, &before[i]); err != nil {
+				return err
+			}
+			gone := missingIn(e.External, before[i].External)
+			for _, a := range gone {
+				if err := tx.Bucket(claimsBucket).Delete(key(a)); err != nil {
+					return err
+				}
+			}
+			tx.touched = append(tx.touched, gone...)
+			if err := amend(tx, e, gone, nil); err != nil {
+				return err
 			}
 		}
-		want.Addresses = append(want.Addresses, a)
-		want.Pools = slices.DeleteFunc(want.Pools, func(p pool.Pool) bool { return !p.Of(a.Is4()).Empty() })
+		for i, e := range es {
+			came := missingIn(before[i].External, e.External)
+			for _, a := range came {
+				if err := claim(tx, &Endpoint{ID: e.ID, Reservation: e.Reservation}, a); err != nil {
+					return err
+				}
+			}
+			if err := amend(tx, e, nil, came); err != nil {
+				return err
+			}
+			if err := put(tx, endpointsBucket, e.ID, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// missingIn is what of list is not in others.
+func missingIn(others, list []netip.Addr) (missing []netip.Addr) {
+	for _, a := range list {
+		if !slices.Contains(others, a) {
+			missing = append(missing, a)
+		}
 	}
-	return want, nil
+	return missing
 }
 
 // claim makes an address the endpoint's.
@@ -174,7 +219,7 @@ func claim(tx *transaction, e *Endpoint, a netip.Addr) error {
 	if name := tx.Bucket(reservedBucket).Get(key(a)); name != nil && string(name) != e.Reservation {
 		return &ReservedError{Address: a, Name: string(name)}
 	}
-	e.External = append(e.External, a)
+	e.External = append(e.External[:len(e.External):len(e.External)], a)
 	tx.touched = append(tx.touched, a)
 	return claims.Put(key(a), []byte(e.ID))
 }
@@ -254,32 +299,6 @@ func (e *ExhaustedError) explain(tx *bolt.Tx) error {
 	})
 }
 
-// reserve keeps the endpoint's addresses under its reservation's name, instead
-// of those that were kept under it before.
-func reserve(tx *transaction, e Endpoint) error {
-	r := Reservation{Name: e.Reservation, Created: e.Created}
-	if err := get(tx.Tx, namesBucket, r.Name, &r); err != nil {
-		return err
-	}
-	if slices.Equal(r.Addresses, e.External) {
-		return nil
-	}
-	reserved := tx.Bucket(reservedBucket)
-	for _, a := range r.Addresses {
-		if err := reserved.Delete(key(a)); err != nil {
-			return err
-		}
-	}
-	for _, a := range e.External {
-		if err := reserved.Put(key(a), []byte(r.Name)); err != nil {
-			return err
-		}
-	}
-	tx.touched = slices.Concat(tx.touched, r.Addresses, e.External)
-	r.Addresses = e.External
-	return put(tx, namesBucket, r.Name, r)
-}
-
 // release gives up the claims of an endpoint, if it is known and has any.
 func release(tx *transaction, id string) error {
 	var e Endpoint
@@ -318,6 +337,14 @@ func (s *Store) Upcoming(p pool.Pool, n int, usable func(netip.Addr) bool) ([]ne
 		after = a
 	}
 	return list, nil
+}
+
+// Free is how many addresses of a pool are neither claimed nor reserved, at most
+// math.MaxUint64.
+func (s *Store) Free(p pool.Pool) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return p.Free(&s.taken)
 }
 
 // Claims returns which endpoint has which address.

@@ -2,7 +2,7 @@
 // the claims that endpoints have on external addresses. It is the only memory
 // there is: the engine never tells a remote driver again what it told once.
 //
-// The file is a bbolt database of five buckets:
+// The file is a bbolt database of these buckets:
 //
 //	meta       schema → version
 //	networks   network id → Network, JSON
@@ -164,6 +164,11 @@ type Endpoint struct {
 	// to see its bridge as the client, whatever Source says.
 	Detour bool `json:",omitempty"`
 	State  State
+	// Since is when it got addresses that it did not have from the start.
+	Since map[netip.Addr]time.Time `json:",omitempty"`
+	// Draining are addresses that lead elsewhere by now, and until when what
+	// was connected by them before may stay.
+	Draining map[netip.Addr]time.Time `json:",omitempty"`
 	// Name is the container's name, where the engine told it.
 	Name    string `json:",omitempty"`
 	Created time.Time
@@ -333,6 +338,20 @@ func (s *Store) update(what string, fn func(*transaction) error) error {
 		} else {
 			s.taken.Add(a)
 		}
+	}
+	return nil
+}
+
+// rehearse calls fn in a transaction that changes nothing in the end.
+func (s *Store) rehearse(fn func(*transaction) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tx, err := s.db.Begin(true)
+	if err == nil {
+		err = errors.Join(fn(&transaction{Tx: tx}), tx.Rollback())
+	}
+	if err != nil {
+		return fmt.Errorf("store: rehearse: %w", err)
 	}
 	return nil
 }

@@ -288,7 +288,7 @@ func TestReservation(t *testing.T) {
 		t.Errorf("asked for by another name: %v", err)
 	}
 	misfit := errors.New("not here")
-	if _, err := create("mail", Want{Pools: pools, Fits: func(netip.Addr) error { return misfit }}); !errors.Is(err, misfit) {
+	if _, err := create("mail", Want{Pools: pools, Fits: func(netip.Addr, bool) error { return misfit }}); !errors.Is(err, misfit) {
 		t.Errorf("where it doesn't fit: %v", err)
 	}
 	for range 2 {

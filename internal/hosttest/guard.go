@@ -90,16 +90,25 @@ func (g guard) Sync(want nat.Guarded) ([]string, error) {
 	return g.Repair()
 }
 
-func (g guard) Repair() (repaired []string, err error) {
+func (g guard) Repair() ([]string, error) {
+	lines, _ := g.Check()
+	g.h.mu.Lock()
+	defer g.h.mu.Unlock()
+	if len(lines) > 0 {
+		if err := g.h.write("repair the guard"); err != nil {
+			return nil, err
+		}
+		g.h.guarded = g.h.guardTold.clone()
+	}
+	return lines, nil
+}
+
+func (g guard) Check() ([]string, error) {
 	g.h.mu.Lock()
 	defer g.h.mu.Unlock()
 	if maps.Equal(g.h.guarded.networks, g.h.guardTold.networks) && maps.EqualFunc(g.h.guarded.ports, g.h.guardTold.ports, nat.Port.Same) {
 		return nil, nil
 	}
-	if err := g.h.write("repair the guard"); err != nil {
-		return nil, err
-	}
-	g.h.guarded = g.h.guardTold.clone()
 	return []string{"the guard differed"}, nil
 }
 

@@ -106,19 +106,30 @@ func (b backend) repair() (repaired []string, err error) {
 	if err := b.h.write("repair NAT"); err != nil {
 		return nil, err
 	}
+	repaired = b.differences()
+	b.h.rules = b.h.told.clone()
+	return repaired, nil
+}
+
+func (b backend) Check() (differences []string, err error) {
+	b.h.mu.Lock()
+	defer b.h.mu.Unlock()
+	return b.differences(), nil
+}
+
+func (b backend) differences() (lines []string) {
 	have, want := b.h.rules.lines(), b.h.told.lines()
 	for _, line := range want {
 		if !slices.Contains(have, line) {
-			repaired = append(repaired, line+" was missing")
+			lines = append(lines, line+" was missing")
 		}
 	}
 	for _, line := range have {
 		if !slices.Contains(want, line) {
-			repaired = append(repaired, line+" was left over")
+			lines = append(lines, line+" was left over")
 		}
 	}
-	b.h.rules = b.h.told.clone()
-	return repaired, nil
+	return lines
 }
 
 // rules is what the machine translates.
@@ -137,7 +148,8 @@ func (r rules) lines() []string {
 			flag(n.Internal, " internal"), flag(n.Mark != 0, fmt.Sprintf(" mark %#x", n.Mark))))
 	}
 	for _, m := range r.mappings {
-		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress")))
+		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress"))+
+			flag(m.Filter != nil, fmt.Sprintf(" filter %v", m.Filter.Canonical())))
 	}
 	slices.Sort(lines)
 	return lines

@@ -102,7 +102,7 @@ func New(t *testing.T, v Variant) *Lab {
 	l.bridge("br2", "172.29.0.", "", map[string]string{"i1": "2", "i2": "3"})
 	l.bridge("docker0", "172.17.0.", "2001:db8:17::", map[string]string{"d1": "2"})
 	l.bridge("docker1", "172.18.0.", "", map[string]string{"e1": "2"})
-	for _, m := range mappings() {
+	for _, m := range filtered() {
 		if m.External.Is4() {
 			l.Host.Run("ip", "addr", "add", m.External.String()+"/32", "dev", "eth0", "scope", "host")
 		} else {

@@ -68,18 +68,31 @@ func RunPaths(t *testing.T, open func(*nettest.Node) nat.Backend) {
 		}, only6.Mappings...),
 	}
 	all.Mappings[2].Gateway, all.Mappings[3].Gateway = true, true
-	sync(all)
-	for _, addrs := range []pathView{{
+	views := []pathView{{
 		version: "-4", far: "198.51.100.9", a: "192.0.2.1", b: "203.0.113.2", aOut: "203.0.113.1", bOut: "198.51.100.1",
 		bridge: "172.31.1.1", c1: "192.0.2.51", g1: "192.0.2.52", c2: "192.0.2.53", full: 1500 - 28,
 	}, {
 		version: "-6", far: "2001:db8:3::9", a: "2001:db8:1::1", b: "2001:db8:2::2", aOut: "2001:db8:2::1", bOut: "2001:db8:3::1",
 		bridge: "2001:db8:31::1", c1: "2001:db8:1::51", g1: "2001:db8:1::52", c2: "2001:db8:1::53", full: 1500 - 48,
-	}} {
-		t.Run("IPv"+addrs.version[1:], func(t *testing.T) {
-			p.checkErrors(t, addrs)
-			p.checkBulk(t, addrs)
-		})
+	}}
+	sync(all)
+	for _, x := range views {
+		p.checkErrors(t, x)
+		p.checkBulk(t, x)
+	}
+	p.checkNeighbours(t)
+
+	// Filters let pass errors about what they allow, and whoever asks for a
+	// neighbour.
+	for i := range all.Mappings {
+		all.Mappings[i].Filter = &nat.Filter{Ports: []nat.Ports{port(tcp, 1, 81), port(udp, 1, 81)}}
+	}
+	sync(all)
+	for _, x := range views {
+		if got := p.far.Ping(x.c1); got != 0 {
+			t.Errorf("%s: echo passes the filter", x.c1)
+		}
+		p.checkBulk(t, x)
 	}
 	p.checkNeighbours(t)
 }
@@ -242,8 +255,9 @@ func (p *paths) checkNeighbours(t *testing.T) {
 	_, mac, _ := strings.Cut(p.Host.Run("ip", "-o", "link", "show", "eth0"), "link/ether ")
 	mac, _, _ = strings.Cut(mac, " ")
 	p.a.Run("ip", "neigh", "flush", "dev", "eth0")
-	if got := p.far.Ping(external); got != near-3 {
-		t.Errorf("after asking everybody: ttl %d", got)
+	ask := func() string { return p.far.Ask("udp", join(external, 80)) }
+	if got := ask(); got != "c1 saw 2001:db8:3::9" {
+		t.Errorf("after asking everybody: %q", got)
 	}
 	neighbour := func() string { return p.a.Run("ip", "neigh", "show", external, "dev", "eth0") }
 	if got := neighbour(); !strings.Contains(got, mac) {
@@ -252,7 +266,7 @@ func (p *paths) checkNeighbours(t *testing.T) {
 	// Who knows an address but not since when asks there, not everybody.
 	p.a.Sysctl("ipv6.neigh.eth0.delay_first_probe_time", "0")
 	p.a.Run("ip", "neigh", "change", external, "lladdr", mac, "dev", "eth0", "nud", "stale")
-	p.far.Ping(external)
+	ask()
 	for end := time.Now().Add(10 * time.Second); !strings.Contains(neighbour(), "REACHABLE"); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("after asking the host: %s", neighbour())

@@ -166,6 +166,17 @@ func (l *Lab) Check(t *testing.T, what string, ps []Probe) {
 	}
 }
 
+// checkAnswered makes probes that must have some answer, whose silence
+// elsewhere would prove nothing otherwise.
+func (l *Lab) checkAnswered(t *testing.T, what string, ps []Probe) {
+	t.Helper()
+	for i, got := range l.ask(ps) {
+		if p := ps[i]; got == "" {
+			t.Errorf("%s: %s → %s %s: nobody answered", what, p.From, p.Network, p.To)
+		}
+	}
+}
+
 // A Subject is a backend in a lab.
 type Subject struct {
 	nat.Backend
@@ -175,6 +186,9 @@ type Subject struct {
 	Yield func()
 	// Left is what of the backend is still on the host, "" if nothing.
 	Left func() string
+	// Refused is how many packets to an external address its filter has
+	// kept out.
+	Refused func(external string) int
 }
 
 // Run has the traffic asked for in a lab, with the backend that open makes
@@ -245,11 +259,7 @@ func (l *Lab) checkProofs(t *testing.T, v Variant, s Subject, forbidden []Probe)
 	const open = "*raw\n-F PREROUTING\nCOMMIT\n*filter\n-I FORWARD -j ACCEPT\nCOMMIT\n"
 	l.Load(v.Flavour, open)
 	l.Load6(v.Flavour, open)
-	for i, answer := range l.ask(forbidden) {
-		if p := forbidden[i]; answer == "" {
-			t.Errorf("unprotected: %s → %s %s: nobody answered, so the probe proves nothing", p.From, p.Network, p.To)
-		}
-	}
+	l.checkAnswered(t, "unprotected", forbidden)
 	const closed = "*filter\n-D FORWARD -j ACCEPT\nCOMMIT\n"
 	l.Load(v.Flavour, closed)
 	l.Load6(v.Flavour, closed)

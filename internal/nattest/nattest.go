@@ -6,6 +6,7 @@ package nattest
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 
@@ -39,10 +40,13 @@ func Run(t *testing.T, open func(*testing.T) Subject) {
 		{"SharedInternal", testSharedInternal},
 		{"ChangeNetwork", testChangeNetwork},
 		{"Mark", testMark},
+		{"Filter", testFilter},
+		{"RandomFilters", testRandomFilters},
 		{"Refuse", testRefuse},
 		{"SyncFromNothing", testSyncFromNothing},
 		{"SyncRepairs", testSyncRepairs},
 		{"SyncRemoves", testSyncRemoves},
+		{"Check", testCheck},
 		{"Restart", testRestart},
 		{"Concurrent", testConcurrent},
 	} {
@@ -256,6 +260,21 @@ func testRefuse(t *testing.T, s Subject) {
 			t.Errorf("internal %s: accepted", a)
 		}
 	}
+	for _, f := range []nat.Filter{
+		{Ports: []nat.Ports{{Proto: 6}}},
+		{Ports: []nat.Ports{{Proto: 6, First: 80, Last: 79}}},
+		{Ports: []nat.Ports{{Proto: 1, First: 8, Last: 8}}},
+		{Allow: []netip.Prefix{{}}},
+		{Allow: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}},
+		{Allow: []netip.Prefix{netip.MustParsePrefix("::ffff:192.0.2.0/120")}},
+		{Allow: make([]netip.Prefix, 1001)},
+	} {
+		m := Map4(1, 1)
+		m.Filter = &f
+		if s.Add(m) == nil {
+			t.Errorf("filter %v: accepted", f)
+		}
+	}
 	if s.Add(Map4(1, 1), good, Map4(1, 1)) == nil {
 		t.Error("one external address twice in a call: accepted")
 	}
@@ -326,6 +345,29 @@ func testSyncRepairs(t *testing.T, s Subject) {
 	ok(t, s.Remove(st.Mappings[0]))
 	st.Mappings = st.Mappings[1:]
 	clean(t, s, st)
+}
+
+// testCheck: Check finds what Repair does, and leaves it there.
+func testCheck(t *testing.T, s Subject) {
+	st := full()
+	_, err := s.Sync(st)
+	ok(t, err)
+	if differences, err := s.Check(); len(differences) != 0 || err != nil {
+		t.Errorf("of what is right: %q, %v", differences, err)
+	}
+	s.Wipe()
+	damaged := s.Dump()
+	differences, err := s.Check()
+	ok(t, err)
+	same(t, "after Check", s.Dump(), damaged)
+	repaired, err := s.Repair()
+	ok(t, err)
+	if len(differences) == 0 || !slices.Equal(differences, repaired) {
+		t.Errorf("Check found %q, Repair %q", differences, repaired)
+	}
+	if differences, err := s.Check(); len(differences) != 0 || err != nil {
+		t.Errorf("after Repair: %q, %v", differences, err)
+	}
 }
 
 func testSyncRemoves(t *testing.T, s Subject) {

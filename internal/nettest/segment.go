@@ -2,6 +2,7 @@ package nettest
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,7 @@ func (s *Segment) Plug(n *Node, dev string, addrs ...string) {
 	n.addAddrs(dev, addrs)
 	s.sw.AwaitPort(port)
 	n.AwaitUp(dev)
+	n.awaitAsked(dev, addrs)
 }
 
 // AwaitPort returns when a bridge's port forwards: the kernel tells the bridge
@@ -65,6 +67,21 @@ func (n *Node) AwaitPort(port string) {
 func (n *Node) AwaitUp(dev string) {
 	n.t.Helper()
 	n.await(dev, "state UP", "ip", "link", "show", "dev", dev)
+}
+
+// awaitAsked returns when an interface hears the questions about its IPv6
+// addresses: the kernel joins their solicited-node groups (RFC 4291 §2.7.1) some
+// time after the interface is up.
+func (n *Node) awaitAsked(dev string, addrs []string) {
+	n.t.Helper()
+	for _, text := range addrs {
+		a := netip.MustParsePrefix(text).Addr()
+		if a.Is6() {
+			group := netip.MustParseAddr("ff02::1:ff00:0").As16()
+			copy(group[13:], a.AsSlice()[13:])
+			n.await(dev, netip.AddrFrom16(group).String(), "ip", "-6", "maddr", "show", "dev", dev)
+		}
+	}
 }
 
 func (n *Node) await(dev, state string, look ...string) {
@@ -107,5 +124,6 @@ func (n *Node) Container(name, bridge, addr, gateway string) *Node {
 	c.Run("ip", "route", "add", "default", "via", gateway)
 	n.AwaitPort(port)
 	c.AwaitUp("eth0")
+	c.awaitAsked("eth0", []string{addr})
 	return c
 }

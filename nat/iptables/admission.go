@@ -33,6 +33,15 @@ func NewAdmission(path string) (*Admission, error) {
 // none, nothing of ours stays. It returns one line per thing repaired.
 // Networks that can't be written are left out and reported as errors.
 func (a *Admission) Sync(networks []nat.Network) (repaired []string, err error) {
+	return a.compare(networks, tool.converge)
+}
+
+// Check returns the lines that Sync would, and changes nothing.
+func (a *Admission) Check(networks []nat.Network) (differences []string, err error) {
+	return a.compare(networks, tool.check)
+}
+
+func (a *Admission) compare(networks []nat.Network, ask func(tool, bool, ...table) ([]string, error)) (lines []string, err error) {
 	good, err := nat.State{Networks: networks}.Usable()
 	errs := []error{err}
 	a.writing.Lock()
@@ -40,13 +49,13 @@ func (a *Admission) Sync(networks []nat.Network) (repaired []string, err error) 
 	for _, f := range families() {
 		m := newModel(f)
 		m.put(good)
-		lines, err := a.programs.of(f).converge(m.active(), admission(m.sorted()))
-		repaired = append(repaired, lines...)
+		more, err := ask(a.programs.of(f), m.active(), admission(m.sorted()))
+		lines = append(lines, more...)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("nat: admit: %w", err))
 		}
 	}
-	return repaired, errors.Join(errs...)
+	return lines, errors.Join(errs...)
 }
 
 func (a *Admission) lock()   { a.writing.Lock() }

@@ -118,8 +118,9 @@ func (s *side) write(changes []nat.Change) (undo []nat.Change, err error) {
 }
 
 // shape tells which of the permanent chains and jumps there are.
-func (s *side) shape() [3]bool {
-	return [3]bool{s.model.active(), len(s.model.Networks) > 0, s.model.marks()}
+func (s *side) shape() [5]bool {
+	m := s.model
+	return [5]bool{m.active(), len(m.Networks) > 0, m.marks(), m.filters(), m.rejects()}
 }
 
 // rewrite writes those chains whose rules are no longer what they were before.
@@ -146,6 +147,11 @@ func (s *side) converge() ([]string, error) {
 	repaired, err := s.tool.converge(s.model.active(), s.model.tables()...)
 	s.agreed = err == nil
 	return repaired, err
+}
+
+// check is converge without a change.
+func (s *side) check() ([]string, error) {
+	return s.tool.check(s.model.active(), s.model.tables()...)
 }
 
 // reset is converge with a new model. After an error the model is what

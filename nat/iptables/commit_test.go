@@ -32,6 +32,8 @@ func TestFailAtEveryWrite(t *testing.T) {
 		{`"net2"`, func(b nat.Backend) error { return b.AddNetwork(nattest.Net(2)) }},
 		{`"net1"`, func(b nat.Backend) error { return b.AddNetwork(marked) }},
 		{`"net1"`, func(b nat.Backend) error { return b.AddNetwork(other) }},
+		{`"203.0.113.1"`, func(b nat.Backend) error { return b.Add(nattest.Filtered(nattest.Map4(1, 1), true)) }},
+		{`"2001:db8:cafe::1"`, func(b nat.Backend) error { return b.Add(nattest.Filtered(nattest.Map6(1, 1), false)) }},
 		{`"203.0.113.1"`, func(b nat.Backend) error { return b.Add(moved) }},
 		{`"203.0.113.1"`, func(b nat.Backend) error { return b.Remove(moved) }},
 		{`"2001:db8:cafe::1"`, func(b nat.Backend) error { return b.Remove(nattest.Map6(1, 1)) }},
@@ -231,8 +233,8 @@ func TestChangesTouchOnlyTheirBuckets(t *testing.T) {
 		}
 	}
 	want := `*mangle
-:XIP-MARK - [0:0]
--A XIP-MARK -i br1 -m comment --comment "extip:net1" -j MARK --set-xmark 0x8/0xffffffff
+:XIP-EARLY - [0:0]
+-A XIP-EARLY -i br1 -m comment --comment "extip:net1" -j MARK --set-xmark 0x8/0xffffffff
 COMMIT
 `
 	if len(r.written) != 1 || r.written[0] != want {

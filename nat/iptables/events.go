@@ -221,7 +221,7 @@ func concerns(m syscall.NetlinkMessage) bool {
 
 // isPlace tells whether a chain is ours or one that we jump from.
 func isPlace(chain string) bool {
-	for _, j := range slices.Concat(natJumps(), markJumps(), isolateJumps(), forwardJumps()) {
+	for _, j := range slices.Concat(natJumps(), earlyJumps(), isolateJumps(), forwardJumps()) {
 		if chain == j.from {
 			return true
 		}

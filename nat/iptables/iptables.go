@@ -61,7 +61,7 @@ func (b *Backend) RemoveNetwork(n nat.Network) error {
 // Add implements nat.Backend. Two mappings of one external address in a call
 // are an error.
 func (b *Backend) Add(ms ...nat.Mapping) error {
-	if _, err := (nat.State{Mappings: ms}).Usable(); err != nil {
+	if _, err := usable(nat.State{Mappings: ms}); err != nil {
 		return err
 	}
 	var names []string
@@ -84,7 +84,7 @@ func (b *Backend) Remove(ms ...nat.Mapping) error {
 // Sync implements nat.Backend. Networks and mappings that can't be written
 // are left out and reported as errors.
 func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
-	want, err := s.Usable()
+	want, err := usable(s)
 	errs := []error{err}
 	b.writing.Lock()
 	defer b.writing.Unlock()
@@ -100,17 +100,26 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 
 // Repair implements nat.Backend.
 func (b *Backend) Repair() (repaired []string, err error) {
+	return b.bothSides("repair", (*side).converge)
+}
+
+// Check implements nat.Backend.
+func (b *Backend) Check() (differences []string, err error) {
+	return b.bothSides("check", (*side).check)
+}
+
+func (b *Backend) bothSides(what string, ask func(*side) ([]string, error)) (lines []string, err error) {
 	b.writing.Lock()
 	defer b.writing.Unlock()
 	var errs []error
 	for _, side := range b.sides {
-		lines, err := side.converge()
+		more, err := ask(side)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("nat: repair: %w", err))
+			errs = append(errs, fmt.Errorf("nat: %s: %w", what, err))
 		}
-		repaired = append(repaired, lines...)
+		lines = append(lines, more...)
 	}
-	return repaired, errors.Join(errs...)
+	return lines, errors.Join(errs...)
 }
 
 func (b *Backend) lock()   { b.writing.Lock() }

@@ -60,6 +60,14 @@ func (o on) Repair() (repaired []string, err error) {
 	return repaired, err
 }
 
+func (o on) Check() (differences []string, err error) {
+	err = o.do(func() (err error) {
+		differences, err = o.b.Check()
+		return err
+	})
+	return differences, err
+}
+
 func TestConformance(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {
 		nattest.Run(t, func(t *testing.T) nattest.Subject {

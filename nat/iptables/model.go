@@ -19,8 +19,8 @@ type model struct {
 
 func newModel(f family) *model {
 	m := &model{Desired: nat.NewDesired(), family: f}
-	for _, k := range []treeKind{destinationTree(), sourceTree(), gatewayTree()} {
-		m.trees = append(m.trees, &tree{treeKind: k, family: f})
+	for _, k := range []treeKind{destinationTree(), sourceTree(), gatewayTree(), filterTree(), rejectTree()} {
+		m.trees = append(m.trees, &tree{treeKind: k, family: f, own: map[string]nat.Mapping{}})
 	}
 	return m
 }
@@ -35,6 +35,14 @@ func (m *model) marks() bool {
 		}
 	}
 	return false
+}
+
+// filters and rejects tell whether any mapping has a filter, or one that rejects.
+func (m *model) filters() bool { return m.has(chainFilter) }
+func (m *model) rejects() bool { return len(m.Networks) > 0 && m.has(chainReject) }
+
+func (m *model) has(root string) bool {
+	return slices.ContainsFunc(m.trees, func(t *tree) bool { return t.root == root && !t.empty() })
 }
 
 func (m *model) sorted() []nat.Network {
@@ -99,8 +107,11 @@ func (m *model) put(s nat.State) { m.apply(m.effective(nat.Change{Put: s})) }
 // A chainName is a chain's table and name.
 type chainName struct{ table, chain string }
 
+// compare puts drops before accepts, and both before translations: a table's
+// rules come into force before the next one's.
 func (n chainName) compare(o chainName) int {
-	return cmp.Or(cmp.Compare(n.table, o.table), cmp.Compare(n.chain, o.chain))
+	order := []string{tableMangle, tableFilter, tableNat}
+	return cmp.Or(cmp.Compare(slices.Index(order, n.table), slices.Index(order, o.table)), cmp.Compare(n.chain, o.chain))
 }
 
 // touched is the chains that an effective change may alter.
@@ -108,13 +119,13 @@ func (m *model) touched(e nat.Change) []chainName {
 	var names []chainName
 	for _, s := range []nat.State{e.Put, e.Drop} {
 		if len(s.Networks) > 0 {
-			names = append(names, chainName{tableNat, chainPost}, chainName{tableMangle, chainMark}, chainName{tableMangle, chainIsolate},
+			names = append(names, chainName{tableNat, chainPost}, chainName{tableMangle, chainEarly}, chainName{tableMangle, chainIsolate},
 				chainName{tableFilter, chainForward})
 		}
 		for _, mp := range s.Mappings {
 			for _, t := range m.trees {
 				for _, chain := range t.path(mp) {
-					names = append(names, chainName{tableNat, chain})
+					names = append(names, chainName{t.table, chain})
 				}
 			}
 		}
@@ -122,32 +133,53 @@ func (m *model) touched(e nat.Change) []chainName {
 	return names
 }
 
-// tables is everything that the kernel should hold of the family.
+// tables is everything that the kernel should hold of the family, in the order
+// of chainName.compare.
 func (m *model) tables() []table {
 	networks := m.sorted()
 	natTable := table{name: tableNat, prefix: ourPrefix}
 	if m.active() {
 		natTable.jumps = natJumps()
-		natTable.chains = map[string][]string{}
-		for _, chain := range []string{chainPre, chainPost, chainHairpin} {
-			natTable.chains[chain] = m.rules(chain)
-		}
-		for _, t := range m.trees {
+		natTable.chains = m.chains(chainPre, chainPost, chainHairpin)
+		m.grow(natTable)
+	}
+	mangle := table{name: tableMangle, prefix: ourPrefix, chains: map[string][]string{}}
+	if len(networks) > 0 {
+		mangle.jumps = isolateJumps()
+		mangle.chains = m.chains(chainIsolate)
+	}
+	if m.marks() || m.filters() {
+		mangle.jumps = append(mangle.jumps, earlyJumps()...)
+		mangle.chains[chainEarly] = m.rules(chainEarly)
+	}
+	if m.filters() {
+		m.grow(mangle)
+	}
+	filter := admission(networks)
+	if m.rejects() {
+		filter.chains[chainForward] = m.rules(chainForward)
+		m.grow(filter)
+	}
+	return []table{mangle, filter, natTable}
+}
+
+func (m *model) chains(names ...string) map[string][]string {
+	chains := map[string][]string{}
+	for _, name := range names {
+		chains[name] = m.rules(name)
+	}
+	return chains
+}
+
+// grow adds the chains of a table's trees.
+func (m *model) grow(to table) {
+	for _, t := range m.trees {
+		if t.table == to.name {
 			for _, chain := range t.chains() {
-				natTable.chains[chain] = m.rules(chain)
+				to.chains[chain] = m.rules(chain)
 			}
 		}
 	}
-	mangle := table{name: tableMangle, prefix: ourPrefix}
-	if len(networks) > 0 {
-		mangle.jumps = isolateJumps()
-		mangle.chains = map[string][]string{chainIsolate: m.rules(chainIsolate)}
-	}
-	if m.marks() {
-		mangle.jumps = append(mangle.jumps, markJumps()...)
-		mangle.chains[chainMark] = m.rules(chainMark)
-	}
-	return []table{natTable, mangle, admission(networks)}
 }
 
 // rules is what a chain of ours should hold.
@@ -159,16 +191,24 @@ func (m *model) rules(chain string) []string {
 		return hairpinRules()
 	case chainPost:
 		return postRules(m.family, m.sorted())
-	case chainMark:
-		return markRules(m.sorted())
+	case chainEarly:
+		rules := markRules(m.sorted())
+		if m.filters() {
+			rules = append(rules, arriveRules(m.family)...)
+		}
+		return rules
 	case chainIsolate:
 		return isolateRules(m.sorted())
 	case chainForward:
-		return forwardRules(m.sorted())
+		rules := forwardRules(m.sorted())
+		if m.rejects() {
+			rules = append([]string{rule("-m conntrack --ctstate NEW", mark, chainReject)}, rules...)
+		}
+		return rules
 	}
 	for _, t := range m.trees {
 		if suffix, ok := strings.CutPrefix(chain, t.root); ok {
-			return t.rules(strings.TrimPrefix(suffix, "-"))
+			return t.chain(strings.TrimPrefix(suffix, "-"))
 		}
 	}
 	return nil

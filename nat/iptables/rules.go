@@ -17,9 +17,9 @@ import (
 //	        POSTROUTING ─ XIP-POST ┬ XIP-G ─ …            hide the client
 //	                               ├ XIP-HAIRPIN ─ XIP-S  within a bridge
 //	                               └ XIP-S ─ …            container → external
-//	mangle  PREROUTING ─ XIP-MARK                         networks' marks
+//	mangle  PREROUTING ─ XIP-EARLY ─ XIP-F ─ …            networks' marks; filters
 //	        FORWARD ─ XIP-ISOLATE                         what must not pass
-//	filter  FORWARD ─ EXTIP-FORWARD                       what may pass
+//	filter  FORWARD ─ EXTIP-FORWARD ─ EXTIP-FORWARD-R ─ … what may pass, what is rejected
 const (
 	chainPre         = "XIP-PRE"
 	chainPost        = "XIP-POST"
@@ -27,7 +27,7 @@ const (
 	chainDestination = "XIP-D"
 	chainSource      = "XIP-S"
 	chainGateway     = "XIP-G"
-	chainMark        = "XIP-MARK"
+	chainEarly       = "XIP-EARLY"
 	chainIsolate     = "XIP-ISOLATE"
 	chainForward     = "EXTIP-FORWARD"
 )
@@ -124,8 +124,8 @@ func natJumps() []jump {
 // engines keep inserting accepts above it.
 func isolateJumps() []jump { return []jump{{from: "FORWARD", to: chainIsolate}} }
 
-// markJumps come before an accept that somebody else may have there.
-func markJumps() []jump { return []jump{{from: "PREROUTING", to: chainMark, first: true}} }
+// earlyJumps come before an accept that somebody else may have there.
+func earlyJumps() []jump { return []jump{{from: "PREROUTING", to: chainEarly, first: true}} }
 
 // preRules translate external destinations, of forwarded packets as well as
 // of local ones: an address that is routed to this host need not be local.

@@ -49,6 +49,13 @@ func TestRules(t *testing.T) {
 		{"gateway", family{}, nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{gateway, noEgress}}},
 		{"internal", family{}, nat.State{Networks: []nat.Network{internal}}},
 		{"two-networks", family{}, nat.State{Networks: []nat.Network{nattest.Net(1), nattest.Net(2)}, Mappings: []nat.Mapping{nattest.Map4(1, 0x33), nattest.Map4(2, 0x34)}}},
+		{"filters", family{}, nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{
+			nattest.Filtered(nattest.Map4(1, 0x33), false), nattest.Map4(1, 0x34),
+			nattest.Filtered(nattest.Map4(1, 0x35), true, "198.51.100.0/24", "192.0.2.1/32"),
+		}}},
+		{"filters6", family{v6: true}, nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{
+			nattest.Filtered(nattest.Map6(1, 0x33), false), nattest.Filtered(nattest.Map6(1, 0x34), true, "2001:db8:5::/48"),
+		}}},
 		{"marks", family{}, nat.State{Networks: []nat.Network{nattest.Net(1), marked}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -146,6 +153,43 @@ func TestTranslation(t *testing.T) {
 		}
 		other := packet{src: client, dst: server, in: "eth0", out: "eth0", state: "NEW"}
 		check("others' traffic", tr.trace(other), other)
+	})
+}
+
+// What a filter keeps out does not arrive, whoever sends it; what belongs to
+// connections of the container does.
+func TestFilterRules(t *testing.T) {
+	eachFamily(t, func(t *testing.T, f family) {
+		r := random(t)
+		ms := mappings(r, f, 40)
+		for i := range ms {
+			ms[i].Filter = nattest.RandomFilter(r, f.v6)
+		}
+		tr := tracer{model: modelOf(f, nat.State{Networks: []nat.Network{nattest.Net(1), nattest.Net(2)}, Mappings: ms})}
+		numbers := []uint8{1, 58, 6, 17, 132, 50}
+		passed, kept := 0, 0
+		for range 5000 {
+			m, src, proto, port := ms[r.IntN(len(ms))], nattest.RandomClient(r, f.v6), numbers[r.IntN(len(numbers))], 1+r.IntN(210)
+			p := packet{src: src, dst: m.External, in: "eth0", proto: protocols()[proto], port: port, state: []string{"NEW", "ESTABLISHED"}[r.IntN(2)]}
+			want := nattest.Passes(m.Filter, src, proto, uint16(port))
+			if got := tr.trace(p).dst == m.Internal; got != want {
+				t.Fatalf("%v: %+v: arrives: %t, want %t", m.Filter, p, got, want)
+			}
+			if want {
+				passed++
+				continue
+			}
+			kept++
+			p.reply, p.state = true, "ESTABLISHED"
+			if tr.trace(p) == (packet{}) {
+				t.Fatalf("%v: an answer is kept out: %+v", m.Filter, p)
+			}
+			p.reply, p.state, p.proto = false, "RELATED", map[bool]string{false: "icmp", true: "ipv6-icmp"}[f.v6]
+			if tr.trace(p) == (packet{}) {
+				t.Fatalf("%v: an error is kept out: %+v", m.Filter, p)
+			}
+		}
+		t.Logf("%d passed, %d were kept out", passed, kept)
 	})
 }
 

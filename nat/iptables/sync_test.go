@@ -51,11 +51,11 @@ func TestSyncReports(t *testing.T) {
 			nil,
 		},
 		{"a jump is gone", []string{"iptables -t mangle -D FORWARD 1"}, []string{"mangle: jump from FORWARD to XIP-ISOLATE was missing"}},
-		{"marks are gone", []string{"iptables -t mangle -F XIP-MARK"}, []string{"mangle: chain XIP-MARK was altered"}},
+		{"marks are gone", []string{"iptables -t mangle -F XIP-EARLY"}, []string{"mangle: chain XIP-EARLY was altered"}},
 		{
 			"somebody keeps packets from being marked",
 			[]string{"iptables -t mangle -I PREROUTING -j ACCEPT"},
-			[]string{"mangle: jump from PREROUTING to XIP-MARK was at position 2"},
+			[]string{"mangle: jump from PREROUTING to XIP-EARLY was at position 2"},
 		},
 		{"a jump is doubled", []string{"iptables -t mangle -A FORWARD -j XIP-ISOLATE"}, []string{"mangle: jump from FORWARD to XIP-ISOLATE was there 2 times"}},
 		{

@@ -125,6 +125,28 @@ func (t tool) write(b *batch) error {
 // returns a line for each thing that was wrong. If needed is false, an unusable
 // family is no error: where rules can't be read there are none.
 func (t tool) converge(needed bool, want ...table) ([]string, error) {
+	have, lines, b, err := t.compare(needed, want)
+	if have == nil {
+		return nil, err
+	}
+	if t.ledger != nil {
+		t.ledger.read(t.family, have)
+	}
+	if err := t.write(b); err != nil {
+		return nil, err
+	}
+	return lines, nil
+}
+
+// check is converge without a change.
+func (t tool) check(needed bool, want ...table) ([]string, error) {
+	_, lines, _, err := t.compare(needed, want)
+	return lines, err
+}
+
+// compare reads the rules, and returns them with a line for each thing that is
+// wrong and what mends it. There are none where they can't be read.
+func (t tool) compare(needed bool, want []table) (have map[string]held, lines []string, b *batch, err error) {
 	// All tables in one go, as a rule: naming one would load it into the
 	// kernel. But one that is needed is there; and without a name
 	// iptables-nft-save reads foreign sets, too (10,000 elements: 2 ms).
@@ -134,27 +156,19 @@ func (t tool) converge(needed bool, want ...table) ([]string, error) {
 	}
 	text, err := t.run("", t.save, args...)
 	if err != nil && !needed {
-		return nil, nil
+		return nil, nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	have := parse(text)
-	if t.ledger != nil {
-		t.ledger.read(t.family, have)
-	}
-	var repaired []string
-	var b batch
+	have, b = parse(text), &batch{}
 	for _, w := range want {
-		repaired = append(repaired, w.repair(have[w.name], &b)...)
+		lines = append(lines, w.repair(have[w.name], b)...)
 	}
 	if t.family.v6 {
-		for i := range repaired {
-			repaired[i] = "IPv6 " + repaired[i]
+		for i := range lines {
+			lines[i] = "IPv6 " + lines[i]
 		}
 	}
-	if err := t.write(&b); err != nil {
-		return nil, err
-	}
-	return repaired, nil
+	return have, lines, b, nil
 }

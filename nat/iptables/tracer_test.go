@@ -16,6 +16,10 @@ type packet struct {
 	mapped   bool   // its destination was translated
 	local    bool   // it comes from a process on the host
 	mark     uint32
+	proto    string // of IP, with the port it goes to
+	port     int
+	reply    bool       // it has the direction of a connection's answers
+	asked    netip.Addr // what dst was before it was translated
 }
 
 // A tracer walks the rules of a model as the kernel would.
@@ -23,13 +27,11 @@ type tracer struct{ model *model }
 
 // trace is what becomes of the first packet of a connection.
 func (t tracer) trace(p packet) packet {
-	if target := t.walk(chainMark, p); !p.local && target != "" {
-		if _, err := fmt.Sscanf(target, "MARK --set-xmark %v/0xffffffff", &p.mark); err != nil {
-			panic(err)
-		}
+	if !p.local && t.walk(chainEarly, &p) == "DROP" {
+		return packet{}
 	}
-	if target := t.walk(chainPre, p); target != "" {
-		p.dst, p.mapped = netip.MustParseAddr(lastField(target)), true
+	if target := t.walk(chainPre, &p); target != "" {
+		p.dst, p.mapped, p.asked = netip.MustParseAddr(lastField(target)), true, p.dst
 	}
 	p.out = "eth0"
 	for _, n := range t.model.sorted() {
@@ -37,19 +39,21 @@ func (t tracer) trace(p packet) packet {
 			p.out = n.Bridge
 		}
 	}
-	if !p.local && t.walk(chainIsolate, p) == "DROP" {
+	if !p.local && (t.walk(chainIsolate, &p) == "DROP" || strings.HasPrefix(t.walk(chainForward, &p), "REJECT")) {
 		return packet{}
 	}
-	if target := t.walk(chainPost, p); target == "MASQUERADE" {
+	if target := t.walk(chainPost, &p); target == "MASQUERADE" {
 		p.src = netip.Addr{}
 	} else if target != "" {
 		p.src = netip.MustParseAddr(lastField(target))
 	}
+	p.asked = netip.Addr{}
 	return p
 }
 
-// walk is the target that ends the packet's way through a chain, "" if none does.
-func (t tracer) walk(chain string, p packet) string {
+// walk is the target that ends the packet's way through a chain, "" if none
+// does. It may mark the packet.
+func (t tracer) walk(chain string, p *packet) string {
 	for _, rule := range t.model.rules(chain) {
 		opts := options(rule)
 		if slices.ContainsFunc(opts, func(o string) bool { return !p.matches(o) }) {
@@ -59,7 +63,10 @@ func (t tracer) walk(chain string, p packet) string {
 		if target == "RETURN" {
 			return ""
 		}
-		if !strings.HasPrefix(target, "XIP-") {
+		if _, err := fmt.Sscanf(target, "MARK --set-xmark %v/0xffffffff", &p.mark); err == nil {
+			continue
+		}
+		if !strings.HasPrefix(target, "XIP-") && !strings.HasPrefix(target, "EXTIP-") {
 			return target
 		}
 		if end := t.walk(target, p); end != "" {
@@ -88,7 +95,21 @@ func (p packet) matches(option string) bool {
 	case "--ctstate":
 		states := strings.Split(value, ",")
 		return slices.Contains(states, p.state) || p.mapped && slices.Contains(states, "DNAT")
-	case "-m", "--comment", "-j", "--to-destination", "--to-source", "--set-xmark":
+	case "-p":
+		return p.proto == value
+	case "--dports":
+		return slices.ContainsFunc(strings.Split(value, ","), func(r string) bool {
+			var first, last int
+			if n, _ := fmt.Sscanf(r, "%d:%d", &first, &last); n == 1 {
+				last = first
+			}
+			return first <= p.port && p.port <= last
+		})
+	case "--ctdir":
+		return p.reply == (value == "REPLY")
+	case "--ctorigdst":
+		return p.asked.String() == value
+	case "-m", "--comment", "-j", "--to-destination", "--to-source", "--set-xmark", "--reject-with":
 		return true
 	}
 	panic("the tracer does not know " + option)

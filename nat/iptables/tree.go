@@ -2,7 +2,9 @@ package iptables
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -23,21 +25,27 @@ type tree struct {
 	treeKind
 	family  family
 	buckets [256]map[netip.Addr]nat.Mapping // by last byte, then external address
+	own     map[string]nat.Mapping          // by the name of a mapping's own chain
 }
 
 // treeKind is what distinguishes the trees.
 type treeKind struct {
+	table string // of the kernel
 	root  string // name of the root chain
 	match string // the option that matches key
 	// key is the address a mapping is found by; the zero Addr if it has no
 	// rule in this tree.
 	key    func(nat.Mapping) netip.Addr
 	target func(nat.Mapping) string
+	// more is a match beside key, rules what the mapping's own chain holds,
+	// for kinds of trees that have them. The latter is then the target.
+	more  func(nat.Mapping) string
+	rules func(nat.Mapping) []string
 }
 
 func destinationTree() treeKind {
 	return treeKind{
-		root: chainDestination, match: "-d",
+		table: tableNat, root: chainDestination, match: "-d",
 		key:    func(m nat.Mapping) netip.Addr { return m.External },
 		target: func(m nat.Mapping) string { return "DNAT --to-destination " + m.Internal.String() },
 	}
@@ -45,7 +53,7 @@ func destinationTree() treeKind {
 
 func sourceTree() treeKind {
 	return treeKind{
-		root: chainSource, match: "-s",
+		table: tableNat, root: chainSource, match: "-s",
 		key:    func(m nat.Mapping) netip.Addr { return only(m.Egress, m.Internal) },
 		target: func(m nat.Mapping) string { return "SNAT --to-source " + m.External.String() },
 	}
@@ -53,7 +61,7 @@ func sourceTree() treeKind {
 
 func gatewayTree() treeKind {
 	return treeKind{
-		root: chainGateway, match: "-d",
+		table: tableNat, root: chainGateway, match: "-d",
 		key:    func(m nat.Mapping) netip.Addr { return only(m.Gateway, m.Internal) },
 		target: func(nat.Mapping) string { return "MASQUERADE" },
 	}
@@ -73,13 +81,21 @@ func (t *tree) put(m nat.Mapping) {
 			*b = map[netip.Addr]nat.Mapping{}
 		}
 		(*b)[m.External] = m
+		if t.rules != nil {
+			t.own[t.ownChain(m)] = m
+		}
 	}
 }
 
 func (t *tree) drop(m nat.Mapping) {
 	if key := t.key(m); key.IsValid() {
 		delete(t.buckets[lastByte(key)], m.External)
+		delete(t.own, t.ownChain(m))
 	}
+}
+
+func (t *tree) empty() bool {
+	return !slices.ContainsFunc(t.buckets[:], func(b map[netip.Addr]nat.Mapping) bool { return len(b) > 0 })
 }
 
 // path is the chains that a mapping's rule depends on, root first; none if
@@ -90,11 +106,26 @@ func (t *tree) path(m nat.Mapping) []string {
 		return nil
 	}
 	b := lastByte(key)
-	return []string{t.root, t.nibbleChain(int(b) >> 4), t.bucketChain(int(b))}
+	names := []string{t.root, t.nibbleChain(int(b) >> 4), t.bucketChain(int(b))}
+	if t.rules != nil {
+		names = append(names, t.ownChain(m))
+	}
+	return names
 }
 
 func (t *tree) nibbleChain(nibble int) string { return fmt.Sprintf("%s-%x", t.root, nibble) }
 func (t *tree) bucketChain(b int) string      { return fmt.Sprintf("%s-%02x", t.root, b) }
+
+// ownChain is named by the external address, of IPv6 by a hash of it: a
+// chain's name has 28 characters at most.
+func (t *tree) ownChain(m nat.Mapping) string {
+	name := m.External.AsSlice()
+	if m.External.Is6() {
+		sum := sha256.Sum256(name)
+		name = sum[:6]
+	}
+	return fmt.Sprintf("%s-%x", t.root, name)
+}
 
 // chains is every chain of the tree that has rules, and the root.
 func (t *tree) chains() []string {
@@ -109,7 +140,7 @@ func (t *tree) chains() []string {
 			names = append(names, t.bucketChain(b))
 		}
 	}
-	return names
+	return slices.AppendSeq(names, maps.Keys(t.own))
 }
 
 func (t *tree) used(nibble int) bool {
@@ -121,10 +152,13 @@ func (t *tree) used(nibble int) bool {
 	return false
 }
 
-// rules is what the chain root-suffix holds; suffix is "" for the root.
-func (t *tree) rules(suffix string) []string {
+// chain is what the chain root-suffix holds; suffix is "" for the root.
+func (t *tree) chain(suffix string) []string {
 	if suffix == "" {
 		return t.dispatch(t.used, 0, 16, t.nibbleChain, func(nibble int) (byte, byte) { return byte(nibble << 4), 0xf0 })
+	}
+	if m, ok := t.own[t.root+"-"+suffix]; ok {
+		return t.rules(m)
 	}
 	at, err := strconv.ParseUint(suffix, 16, 8)
 	if err != nil {
@@ -161,7 +195,16 @@ func (t *tree) leaves(bucket map[netip.Addr]nat.Mapping) []string {
 	})
 	var rules []string
 	for _, m := range ms {
-		rules = append(rules, rule(t.match+" "+host(t.key(m)), owned(m.Endpoint), t.target(m)))
+		match, target := t.match+" "+host(t.key(m)), ""
+		if t.more != nil {
+			match += " " + t.more(m)
+		}
+		if t.rules != nil {
+			target = t.ownChain(m)
+		} else {
+			target = t.target(m)
+		}
+		rules = append(rules, rule(match, owned(m.Endpoint), target))
 	}
 	return slices.Compact(rules)
 }

@@ -50,7 +50,7 @@ func TestNoFlowGoesAstray(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(until(func() error { return reapply(b) }))
-	wg.Go(until(func() error { return other.kernel.probe(0) }))
+	wg.Go(until(func() error { return other.kernel.probe(0, someState()) }))
 	flows := 0
 	err := cli.Do(func() error {
 		for ; time.Now().Before(end); flows++ {

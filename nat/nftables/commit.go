@@ -3,7 +3,6 @@ package nftables
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +32,7 @@ func (b *Backend) change(what string, c nat.Change) error {
 func (b *Backend) write(e nat.Change) error {
 	if !b.agreed {
 		b.model.apply(e)
-		_, err := b.converge()
+		_, err := b.converge(true)
 		return err
 	}
 	before := b.views(e)
@@ -57,7 +56,7 @@ func (b *Backend) views(e nat.Change) (views [2]*table) {
 	for i, f := range families() {
 		// Without networks, a mapping may be the table's first or last.
 		framed := e.Structural() || b.model.subnets[i] == 0
-		views[i] = b.model.view(f, framed, addrs(e))
+		views[i] = b.model.view(f, framed, addrs(e), filters(e))
 		b.flag(views[i])
 	}
 	return views
@@ -100,7 +99,7 @@ func (b *keeper) send(bt *batch) error {
 	if !disagreement(err) {
 		return err
 	}
-	_, err = b.converge()
+	_, err = b.converge(true)
 	return err
 }
 
@@ -110,8 +109,9 @@ func (b *keeper) send(bt *batch) error {
 const patience = 5
 
 // converge makes the kernel hold what is wanted, whatever it holds now, in one
-// transaction, and returns a line for each thing that was wrong.
-func (b *keeper) converge() ([]string, error) {
+// transaction, and returns a line for each thing that was wrong. Without write it
+// only looks.
+func (b *keeper) converge(write bool) ([]string, error) {
 	var (
 		wrong   []string // at the last look
 		refused error    // of a piecemeal repair
@@ -145,6 +145,9 @@ func (b *keeper) converge() ([]string, error) {
 		if bt.empty() {
 			b.agreed, b.seen = true, generation
 			return nil, nil
+		}
+		if !write {
+			return lines, nil
 		}
 		if err = b.commit(bt); err == nil {
 			b.committed(generation)
@@ -188,12 +191,11 @@ func (b *keeper) committed(after uint32) {
 	}
 }
 
-// probe tries all that a table is made of, under another name, in a
-// transaction that leaves nothing.
-func (k *kernel) probe(flags uint32) error {
+// probe tries an IPv4 table, under another name, in a transaction that leaves
+// nothing.
+func (k *kernel) probe(flags uint32, sample nat.State) error {
 	f := family{}
-	sample := nat.Network{ID: "1", Bridge: "probe", Uplinks: []string{"probe"}, Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Mark: 1}
-	want := modelOf(nat.State{Networks: []nat.Network{sample}}).whole(f)
+	want := modelOf(sample).whole(f)
 	want.flags = flags
 	return k.try(f, want)
 }

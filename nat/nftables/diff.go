@@ -79,7 +79,7 @@ func (f family) diffContents(b *batch, have, want *table, note func(string, ...a
 		}
 		var removed map[string]string
 		removed, added[name] = diffElements(held.elements, s.elements)
-		b.elements(f, name, removed, true)
+		b.elements(f, name, s.kind, removed, true)
 		if have.sets[name] != nil {
 			b.doubtful = b.doubtful || len(added[name]) > 0
 			describe(note, name, s.kind, removed, added[name])
@@ -106,7 +106,7 @@ func (f family) diffContents(b *batch, have, want *table, note func(string, ...a
 		note("chain %s was left over", name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(added)) {
-		b.elements(f, name, added[name], false)
+		b.elements(f, name, want.sets[name].kind, added[name], false)
 	}
 	for _, name := range rewritten {
 		for _, r := range want.chains[name].rules {

@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -43,18 +45,24 @@ func (k *kernel) read(f family) (*table, error) {
 const nftaTableOwner = 7
 
 func (k *kernel) readSets(where *nftables.Table, t *table) error {
-	sets, err := k.library.GetSets(where)
+	// Of a map to verdicts, the library takes the value's type for the key's.
+	sets, err := k.socket.Execute(netlink.Message{
+		Header: netlink.Header{Type: messageType(unix.NFT_MSG_GETSET), Flags: netlink.Request | netlink.Dump},
+		Data:   append(nfgenmsg(uint8(where.Family), 0), attrs{}.text(unix.NFTA_SET_TABLE, where.Name)...),
+	})
 	if err != nil {
 		return fmt.Errorf("sets: %w", err)
 	}
-	for _, s := range sets {
-		if s.Anonymous {
+	for _, m := range sets {
+		about := payload(m)
+		if about.number32(unix.NFTA_SET_FLAGS)&unix.NFT_SET_ANONYMOUS != 0 {
 			continue // not counted, and goes with its rule
 		}
-		held := &set{kind: kindOf(s), elements: map[string]string{}}
-		t.sets[s.Name] = held
-		if err := k.readElements(where, s.Name, held); err != nil {
-			return fmt.Errorf("elements of %s: %w", s.Name, err)
+		name := about.find(unix.NFTA_SET_NAME).string()
+		held := &set{kind: kindOf(about), elements: map[string]string{}}
+		t.sets[name] = held
+		if err := k.readElements(where, name, held); err != nil {
+			return fmt.Errorf("elements of %s: %w", name, err)
 		}
 	}
 	return nil
@@ -77,22 +85,52 @@ func (k *kernel) readElements(where *nftables.Table, name string, held *set) err
 			if v := e.find(unix.NFTA_SET_ELEM_DATA, unix.NFTA_DATA_VERDICT); v != nil {
 				value = spellVerdict(v)
 			}
-			held.elements[string(e.find(unix.NFTA_SET_ELEM_KEY, unix.NFTA_DATA_VALUE))] = value
+			key := string(e.find(unix.NFTA_SET_ELEM_KEY, unix.NFTA_DATA_VALUE))
+			if held.kind.ranges {
+				last := string(e.find(nftaSetElemKeyEnd, unix.NFTA_DATA_VALUE))
+				key += cmp.Or(last, key)
+			}
+			held.elements[key] = value
 		}
 	}
 	return nil
 }
 
-func kindOf(s *nftables.Set) setKind {
+// kindOf is what the kernel says of a set.
+func kindOf(about attrs) setKind {
+	const ranges = unix.NFT_SET_INTERVAL | nftables.NFT_SET_CONCAT
+	flags := about.number32(unix.NFTA_SET_FLAGS)
 	k := setKind{
-		key: s.KeyType.Name, value: s.DataType.Name,
-		special: s.Constant || s.Interval || s.HasTimeout || s.Dynamic || s.Concatenation,
+		key:     spellType(about.number32(unix.NFTA_SET_KEY_TYPE)),
+		ranges:  flags&ranges == ranges,
+		counted: about.find(nftaSetExpr, unix.NFTA_EXPR_NAME).string() == "counter",
 	}
-	// Of a map to verdicts, the library takes the value's type for the key's.
-	if s.IsMap && s.KeyType.Name == nftables.TypeVerdict.Name {
-		k.key, k.value = nftables.TypeIFName.Name, nftables.TypeVerdict.Name
+	switch value := about.number32(unix.NFTA_SET_DATA_TYPE); {
+	case flags&unix.NFT_SET_MAP == 0:
+	case value == unix.NFT_DATA_VERDICT:
+		k.value = nftables.TypeVerdict.Name
+	default:
+		k.value = spellType(value)
 	}
+	k.special = flags&^(ranges|unix.NFT_SET_MAP) != 0 || !k.ranges && flags&ranges != 0
 	return k
+}
+
+// spellType is the name of a type, of a key with parts those of all, of which
+// each takes some of the number's bits.
+func spellType(magic uint32) string {
+	var names []string
+	for ; magic != 0; magic >>= nftables.SetConcatTypeBits {
+		name := "?"
+		for _, t := range datatypes() {
+			if t.GetNFTMagic() == magic&nftables.SetConcatTypeMask {
+				name = t.Name
+			}
+		}
+		names = append(names, name)
+	}
+	slices.Reverse(names)
+	return strings.Join(names, joined)
 }
 
 // spellVerdict writes a verdict as nft does, if it is a jump; no other is ours.

@@ -157,7 +157,7 @@ func (g *Guard) change(fill func(*edit)) error {
 		bridging.diff(bt, before, g.view(!was, links)) // the rules come with the first of them
 		err = g.send(bt)
 	} else {
-		_, err = g.converge()
+		_, err = g.converge(true)
 	}
 	if err != nil {
 		g.apply(undo)
@@ -185,7 +185,7 @@ func (g *Guard) Sync(want nat.Guarded) (repaired []string, err error) {
 		g.ports[p.Link] = p
 	}
 	g.agreed = false
-	if repaired, err = g.converge(); err != nil {
+	if repaired, err = g.converge(true); err != nil {
 		errs = append(errs, fmt.Errorf("nat: guard: %w", err))
 	}
 	return repaired, errors.Join(errs...)
@@ -195,8 +195,18 @@ func (g *Guard) Sync(want nat.Guarded) (repaired []string, err error) {
 func (g *Guard) Repair() (repaired []string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if repaired, err = g.converge(); err != nil {
+	if repaired, err = g.converge(true); err != nil {
 		err = fmt.Errorf("nat: guard: %w", err)
 	}
 	return repaired, err
+}
+
+// Check implements nat.Guard.
+func (g *Guard) Check() (differences []string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if differences, err = g.converge(false); err != nil {
+		err = fmt.Errorf("nat: check the guard: %w", err)
+	}
+	return differences, err
 }

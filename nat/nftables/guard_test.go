@@ -128,6 +128,11 @@ func TestGuardRepairs(t *testing.T) {
 			}
 			want := guardDump(node)
 			node.Run("nft", tt.command)
+			broken := guardDump(node)
+			found, err := g.Check()
+			if err != nil || !slices.Equal(found, tt.want) || guardDump(node) != broken {
+				t.Errorf("check: %q, %v\nwant  %q, and nothing changed", found, err, tt.want)
+			}
 			got, err := g.Repair()
 			if err != nil || !slices.Equal(got, tt.want) {
 				t.Errorf("got  %q, %v\nwant %q", got, err, tt.want)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -78,6 +79,8 @@ type set struct {
 // setKind is what can't be changed of a set; value is empty but for maps.
 type setKind struct {
 	key, value string // nft's names of types; a key may have several, joined
+	ranges     bool   // keys are a first and a last key
+	counted    bool   // each element counts the packets that it is found for
 	special    bool   // has a property that ours never have
 }
 
@@ -182,7 +185,7 @@ func frame(t *table, f family, networks []nat.Network) {
 			post = append(post, f.rule(f.from(f.subnet(n)), masquerade))
 		}
 	}
-	t.chains = map[string]chain{
+	maps.Copy(t.chains, map[string]chain{
 		chainPrerouting: {hook{nftables.ChainTypeNAT, unix.NF_INET_PRE_ROUTING, beforeDNAT, nftables.ChainPolicyAccept}, in},
 		// Clients on this host.
 		chainOutput:      {hook{nftables.ChainTypeNAT, unix.NF_INET_LOCAL_OUT, beforeDNAT, nftables.ChainPolicyAccept}, in},
@@ -200,7 +203,7 @@ func frame(t *table, f family, networks []nat.Network) {
 		chainInput: {hook{nftables.ChainTypeFilter, unix.NF_INET_LOCAL_IN, beforeFilter, nftables.ChainPolicyAccept}, []rule{
 			f.rule(f.load(f.target()), contains(setExternal), ctOriginal(), &expr.Counter{}, drop()),
 		}},
-	}
+	})
 	for _, n := range networks {
 		f.frameNetwork(t, n)
 	}
@@ -355,10 +358,14 @@ func wasMapped() []expr.Any {
 	return ctIs(expr.CtKeySTATUS, ipsDstNAT)
 }
 
-// ctOriginal matches the direction of a connection's first packet.
-func ctOriginal() []expr.Any {
-	const ipCtDirOriginal = 0 // IP_CT_DIR_ORIGINAL
-	return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: register}, equals([]byte{ipCtDirOriginal})}
+// ctOriginal matches the direction of a connection's first packet, ctReply
+// the other: IP_CT_DIR_ORIGINAL and IP_CT_DIR_REPLY of
+// linux/netfilter/nf_conntrack_tuple_common.h.
+func ctOriginal() []expr.Any { return ctDirection(0) }
+func ctReply() []expr.Any    { return ctDirection(1) }
+
+func ctDirection(d byte) []expr.Any {
+	return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: register}, equals([]byte{d})}
 }
 
 func sourceIsLocal() []expr.Any {
@@ -390,6 +397,9 @@ func (k setKind) spell(data string) string {
 	}
 	if strings.HasPrefix(k.key, nftables.TypeIFName.Name+joined) && len(data) > unix.IFNAMSIZ {
 		return spellSender(data)
+	}
+	if k.ranges {
+		return spellRange(data)
 	}
 	if a, ok := netip.AddrFromSlice([]byte(data)); ok {
 		return a.String()

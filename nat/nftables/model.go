@@ -14,12 +14,19 @@ import (
 type model struct {
 	nat.Desired
 	inside map[netip.Addr][]netip.Addr // internal → external addresses, sorted
+	class  map[netip.Addr]string       // external address → name of its filter
 	// What each family has.
 	subnets, mapped [2]int
+	classes         [2]map[string]*class // filters by name
 }
 
 func newModel() *model {
-	return &model{Desired: nat.NewDesired(), inside: map[netip.Addr][]netip.Addr{}}
+	return &model{
+		Desired: nat.NewDesired(),
+		inside:  map[netip.Addr][]netip.Addr{},
+		class:   map[netip.Addr]string{},
+		classes: [2]map[string]*class{{}, {}},
+	}
 }
 
 func modelOf(s nat.State) *model {
@@ -41,6 +48,19 @@ func addrs(c nat.Change) iter.Seq[netip.Addr] {
 	}
 }
 
+// filters is the names of the filters whose sets and chains may change.
+func filters(c nat.Change) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, ms := range [][]nat.Mapping{c.Drop.Mappings, c.Put.Mappings} {
+			for _, m := range ms {
+				if name := className(m.Filter); name != "" && !yield(name) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // apply makes an effective change.
 func (m *model) apply(e nat.Change) {
 	m.Apply(e)
@@ -49,6 +69,7 @@ func (m *model) apply(e nat.Change) {
 	}
 	for _, mp := range e.Drop.Mappings {
 		m.mapped[familyOf(mp.External).index()]--
+		m.dropFilter(mp)
 		m.inside[mp.Internal] = slices.DeleteFunc(m.inside[mp.Internal], func(a netip.Addr) bool { return a == mp.External })
 		if len(m.inside[mp.Internal]) == 0 {
 			delete(m.inside, mp.Internal)
@@ -59,8 +80,34 @@ func (m *model) apply(e nat.Change) {
 	}
 	for _, mp := range e.Put.Mappings {
 		m.mapped[familyOf(mp.External).index()]++
+		m.putFilter(mp)
 		at, _ := slices.BinarySearchFunc(m.inside[mp.Internal], mp.External, netip.Addr.Compare)
 		m.inside[mp.Internal] = slices.Insert(m.inside[mp.Internal], at, mp.External)
+	}
+}
+
+func (m *model) putFilter(mp nat.Mapping) {
+	name := className(mp.Filter)
+	if name == "" {
+		return
+	}
+	m.class[mp.External] = name
+	classes := m.classes[familyOf(mp.External).index()]
+	if classes[name] == nil {
+		classes[name] = &class{filter: mp.Filter.Canonical()}
+	}
+	classes[name].users++
+}
+
+func (m *model) dropFilter(mp nat.Mapping) {
+	name := m.class[mp.External]
+	if name == "" {
+		return
+	}
+	delete(m.class, mp.External)
+	classes := m.classes[familyOf(mp.External).index()]
+	if classes[name].users--; classes[name].users == 0 {
+		delete(classes, name)
 	}
 }
 
@@ -92,17 +139,29 @@ func (m *model) all() iter.Seq[netip.Addr] {
 }
 
 // whole is the family's table, nil if it needs none.
-func (m *model) whole(f family) *table { return m.view(f, true, m.all()) }
+func (m *model) whole(f family) *table {
+	return m.view(f, true, m.all(), maps.Keys(m.classes[f.index()]))
+}
 
-// view is the part of the family's table that holds the addresses' elements
-// and, if framed, all that does not come from mappings.
-func (m *model) view(f family, framed bool, addrs iter.Seq[netip.Addr]) *table {
+// view is the part of the family's table that holds the addresses' elements,
+// the filters of those names and, if framed, all that does not come from
+// mappings.
+func (m *model) view(f family, framed bool, addrs iter.Seq[netip.Addr], filters iter.Seq[string]) *table {
 	if !m.active(f) {
 		return nil
 	}
-	t := &table{sets: mappingSets(f)}
+	t := &table{sets: mappingSets(f), chains: map[string]chain{}}
 	if framed {
 		frame(t, f, m.sorted(f))
+	}
+	classes := m.classes[f.index()]
+	if len(classes) > 0 {
+		f.frameFilter(t)
+	}
+	for name := range filters {
+		if c := classes[name]; c != nil {
+			f.frameClass(t, name, c.filter)
+		}
 	}
 	for a := range addrs {
 		if familyOf(a) == f {
@@ -124,6 +183,9 @@ func (m *model) fill(t *table, a netip.Addr) {
 	if mp, ok := m.Mappings[a]; ok {
 		t.sets[setInside].elements[key] = raw(mp.Internal)
 		t.sets[setExternal].elements[key] = ""
+		if name := m.class[a]; name != "" {
+			fillFilter(t, key, name)
+		}
 	}
 	for _, external := range m.inside[a] {
 		mp := m.Mappings[external]

@@ -12,6 +12,8 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -44,7 +46,9 @@ type Backend struct {
 	mu sync.Mutex
 	keeper
 	flags uint32 // of our tables
-	model *model
+	// unfiltered is why the kernel can't filter; nil if it can.
+	unfiltered error
+	model      *model
 }
 
 var _ nat.Backend = (*Backend)(nil)
@@ -62,15 +66,39 @@ func New(c Config) (*Backend, error) {
 	if c.Owner {
 		b.flags = flagOwner | flagPersist
 	}
-	err = k.probe(b.flags)
+	bare := nat.State{Networks: []nat.Network{{
+		ID: "1", Bridge: "probe", Uplinks: []string{"probe"}, Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Mark: 1,
+	}}}
+	err = k.probe(b.flags, bare)
 	if b.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
 		b.flags = 0 // an older kernel
-		err = k.probe(b.flags)
+		err = k.probe(b.flags, bare)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("nat: use nftables: %w", err), k.close())
 	}
+	b.unfiltered = k.probe(b.flags, nat.State{Mappings: []nat.Mapping{{
+		Endpoint: "1", External: netip.MustParseAddr("192.0.2.1"), Internal: netip.MustParseAddr("192.0.2.2"),
+		Filter: &nat.Filter{Ports: []nat.Ports{{Proto: unix.IPPROTO_TCP, First: 1, Last: 2}}, Reject: true},
+	}}})
 	return b, nil
+}
+
+// usable is State.Usable for this kernel.
+func (b *Backend) usable(s nat.State) (good nat.State, err error) {
+	good, err = s.Usable()
+	if b.unfiltered == nil {
+		return good, err
+	}
+	errs := []error{err}
+	good.Mappings = slices.DeleteFunc(good.Mappings, func(m nat.Mapping) bool {
+		filtered := m.Filter.Canonical() != nil
+		if filtered {
+			errs = append(errs, fmt.Errorf("nat: mapping %q: the kernel can't filter, which needs Linux 5.9: %w", m.External, b.unfiltered))
+		}
+		return filtered
+	})
+	return good, errors.Join(errs...)
 }
 
 // Close lets go of the kernel. What was written stays.
@@ -98,7 +126,7 @@ func (b *Backend) RemoveNetwork(n nat.Network) error {
 // are an error.
 func (b *Backend) Add(ms ...nat.Mapping) error {
 	put := nat.State{Mappings: ms}
-	if _, err := put.Usable(); err != nil {
+	if _, err := b.usable(put); err != nil {
 		return err
 	}
 	return b.change(fmt.Sprintf("add %q", externals(ms)), nat.Change{Put: put})
@@ -121,13 +149,13 @@ func externals(ms []nat.Mapping) string {
 // Sync implements nat.Backend. Networks and mappings that can't be written
 // are left out and reported as errors.
 func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
-	want, uerr := s.Usable()
+	want, uerr := b.usable(s)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if m := modelOf(want); !m.Equal(b.model.Desired) {
 		b.model, b.agreed = m, false
 	}
-	repaired, err = b.converge()
+	repaired, err = b.converge(true)
 	if err != nil {
 		err = fmt.Errorf("nat: sync: %w", err)
 	}
@@ -138,8 +166,18 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 func (b *Backend) Repair() (repaired []string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if repaired, err = b.converge(); err != nil {
+	if repaired, err = b.converge(true); err != nil {
 		err = fmt.Errorf("nat: repair: %w", err)
 	}
 	return repaired, err
+}
+
+// Check implements nat.Backend.
+func (b *Backend) Check() (differences []string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if differences, err = b.converge(false); err != nil {
+		err = fmt.Errorf("nat: check: %w", err)
+	}
+	return differences, err
 }

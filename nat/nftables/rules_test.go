@@ -34,6 +34,13 @@ func TestRules(t *testing.T) {
 		{"gateway", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0)}, Mappings: []nat.Mapping{gateway, noEgress}}},
 		{"internal", nat.State{Networks: []nat.Network{only(internal, 0)}}},
 		{"two-networks", nat.State{Networks: []nat.Network{nattest.Net(1), nattest.Net(2)}, Mappings: []nat.Mapping{nattest.Map4(1, 0x33), nattest.Map4(2, 0x34)}}},
+		{"filters", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0)}, Mappings: []nat.Mapping{
+			nattest.Filtered(nattest.Map4(1, 0x33), false), nattest.Filtered(nattest.Map4(1, 0x34), false), nattest.Map4(1, 0x35),
+			nattest.Filtered(nattest.Map4(1, 0x36), true, "198.51.100.0/24", "192.0.2.1/32"),
+		}}},
+		{"filters6", nat.State{Networks: []nat.Network{only(nattest.Net(1), 1)}, Mappings: []nat.Mapping{
+			nattest.Filtered(nattest.Map6(1, 0x33), false), nattest.Filtered(nattest.Map6(1, 0x34), true, "2001:db8:5::/48"),
+		}}},
 		{"marks", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0), only(marked, 0)}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

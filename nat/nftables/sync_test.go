@@ -17,7 +17,7 @@ import (
 func someState() nat.State {
 	return nat.State{
 		Networks: []nat.Network{nattest.Net(1)},
-		Mappings: []nat.Mapping{nattest.Map4(1, 1), nattest.Map4(1, 2), nattest.Map6(1, 1)},
+		Mappings: []nat.Mapping{nattest.Map4(1, 1), nattest.Filtered(nattest.Map4(1, 2), false), nattest.Map6(1, 1)},
 	}
 }
 
@@ -48,6 +48,12 @@ func TestSyncReports(t *testing.T) {
 			[]string{"ip: set fwd_by_oif: altered: br1"},
 		},
 		{"a chain is emptied", "flush chain ip extip forward", []string{"ip: chain forward was altered"}},
+		{"a filter lets everything pass", "add element ip extip open-d201897e45ce3bfd { 0.0.0.0/0 . udp . 1-100 }", []string{
+			"ip: set open-d201897e45ce3bfd: left over: 0.0.0.0-255.255.255.255 . 17-17 . 1-100",
+		}},
+		{"an address loses its filter", "delete element ip extip filter_by_ext { 203.0.113.2 }", []string{"ip: set filter_by_ext: missing: 203.0.113.2"}},
+		{"an address has another's filter", "flush chain ip extip check-d201897e45ce3bfd", []string{"ip: chain check-d201897e45ce3bfd was altered"}},
+		{"filters are gone", "delete chain ip extip filter", []string{"ip: chain filter was missing"}},
 		{"a rule of somebody else's", "insert rule ip extip into-net1 accept", []string{"ip: chain into-net1 was altered"}},
 		{"a rule with a set of its own", "add rule ip extip input tcp dport { 22, 80 } accept", []string{"ip: chain input was altered"}},
 		{
@@ -121,15 +127,17 @@ func TestSavedRulesLoad(t *testing.T) {
 	nettest.RequireTool(t, "iptables-legacy")
 	l := natlab.New(t, natlab.Variants("legacy")[0])
 	b := openAdmitted(t, l, "legacy", Config{})
-	if _, err := b.Sync(natlab.State()); err != nil {
+	if _, err := b.Sync(natlab.FilterState()); err != nil {
 		t.Fatal(err)
 	}
+	l.Check(t, "forbidden by filters", natlab.FilterForbidden()) // and counted
 	want := dump(l.Host)
 	l.Host.Run("sh", "-c", "nft list ruleset > /run/saved && nft flush ruleset && nft -f /run/saved")
 	if got := dump(l.Host); got != want {
 		t.Errorf("loaded\n%s\nwant\n%s", got, want)
 	}
-	l.Check(t, "allowed", natlab.Allowed())
+	l.Check(t, "allowed by filters", natlab.FilterAllowed())
+	l.Check(t, "forbidden by filters", natlab.FilterForbidden())
 	l.Check(t, "forbidden", natlab.Forbidden())
 	if repaired, err := b.Repair(); err != nil || len(repaired) > 0 {
 		t.Errorf("repaired %q, %v", repaired, err)
@@ -142,6 +150,10 @@ func TestSavedRulesLoad(t *testing.T) {
 	if got := dump(l.Host); got != want {
 		t.Errorf("repaired\n%s\nwant\n%s", got, want)
 	}
+	if _, err := b.Sync(natlab.State()); err != nil {
+		t.Fatal(err)
+	}
+	l.Check(t, "allowed without filters", natlab.Allowed())
 }
 
 // A call that finds the kernel holding something else puts everything right.

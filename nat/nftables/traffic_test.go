@@ -1,6 +1,8 @@
 package nftables
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/extip/extip/internal/natlab"
@@ -78,4 +80,34 @@ func TestPaths(t *testing.T) {
 func TestUplinks(t *testing.T) {
 	nettest.RequireTool(t, "nft")
 	natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
+}
+
+func TestFilters(t *testing.T) {
+	nettest.RequireTool(t, "iptables-nft")
+	for _, v := range natlab.Variants("nft")[1:3] { // either engine, with and without br_netfilter
+		t.Run(v.String(), func(t *testing.T) {
+			natlab.RunFilters(t, v, func(l *natlab.Lab) natlab.Subject {
+				return natlab.Subject{
+					Backend: openAdmitted(t, l, "nft", Config{}),
+					Refused: func(external string) int { return refused(t, l.Host, external) },
+				}
+			})
+		})
+	}
+}
+
+// refused reads a counter as an administrator would.
+func refused(t *testing.T, host *nettest.Node, external string) int {
+	t.Helper()
+	table := "ip"
+	if strings.Contains(external, ":") {
+		table = "ip6"
+	}
+	list := host.Run("nft", "list", "set", table, tableName, setRefused)
+	var packets int
+	_, count, _ := strings.Cut(list, " "+external+" counter ")
+	if _, err := fmt.Sscanf(count, "packets %d", &packets); err != nil {
+		t.Fatalf("no counter of %s: %v", external, err)
+	}
+	return packets
 }

@@ -96,19 +96,27 @@ func (b *batch) rule(f family, chain string, r rule) {
 }
 
 func (b *batch) set(f family, name string, k setKind) {
-	key, value := keyType(k.key), datatype(k.value)
+	key, fields := keyType(k.key)
+	value := datatype(k.value)
 	b.setIDs++
 	a := attrs{}.text(unix.NFTA_SET_TABLE, b.name).text(unix.NFTA_SET_NAME, name).
 		number(unix.NFTA_SET_ID, b.setIDs).
 		number(unix.NFTA_SET_KEY_TYPE, key.GetNFTMagic()).number(unix.NFTA_SET_KEY_LEN, key.Bytes)
 	var flags uint32
+	if k.ranges {
+		flags |= unix.NFT_SET_INTERVAL | nftables.NFT_SET_CONCAT
+		a = a.nest(unix.NFTA_SET_DESC, attrs{}.nest(nftaSetDescConcat, fields))
+	}
+	if k.counted {
+		a = a.nest(nftaSetExpr, attrs{}.text(unix.NFTA_EXPR_NAME, "counter"))
+	}
 	switch k.value {
 	case "":
 	case nftables.TypeVerdict.Name:
-		flags = unix.NFT_SET_MAP
+		flags |= unix.NFT_SET_MAP
 		a = a.number(unix.NFTA_SET_DATA_TYPE, unix.NFT_DATA_VERDICT)
 	default:
-		flags = unix.NFT_SET_MAP
+		flags |= unix.NFT_SET_MAP
 		a = a.number(unix.NFTA_SET_DATA_TYPE, value.GetNFTMagic()).number(unix.NFTA_SET_DATA_LEN, value.Bytes)
 	}
 	about := userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, byteOrder(k.key))
@@ -122,6 +130,14 @@ func (b *batch) set(f family, name string, k setKind) {
 	b.message(unix.NFT_MSG_NEWSET, netlink.Create|netlink.Excl, f, a)
 }
 
+// Of linux/netfilter/nf_tables.h, and missing in x/sys.
+const (
+	nftaSetDescConcat = 2
+	nftaSetFieldLen   = 1
+	nftaSetExpr       = 17
+	nftaSetElemKeyEnd = 10
+)
+
 // Byte orders as nft numbers them (enum byteorder in its datatype.h).
 const (
 	byteOrderHost = 1
@@ -129,9 +145,10 @@ const (
 )
 
 // byteOrder is a type's. Without it nft lists an interface name as "", and a
-// mark with its bytes the other way round. Parts of a key have their own.
+// mark with its bytes the other way round. Parts of a key with a name have their
+// own.
 func byteOrder(name string) uint32 {
-	if strings.Contains(name, joined) {
+	if strings.HasPrefix(name, nftables.TypeIFName.Name+joined) {
 		return 0
 	}
 	if name == nftables.TypeIFName.Name || name == nftables.TypeMark.Name {
@@ -140,17 +157,19 @@ func byteOrder(name string) uint32 {
 	return byteOrderBig
 }
 
-// keyType is a key's type; those that aren't ours are none.
-func keyType(name string) *nftables.SetDatatype {
+// keyType is a key's type, and a list of the lengths of its parts.
+func keyType(name string) (t *nftables.SetDatatype, fields attrs) {
 	var parts []nftables.SetDatatype
 	for part := range strings.SplitSeq(name, joined) {
-		parts = append(parts, *datatype(part))
+		p := datatype(part)
+		parts = append(parts, *p)
+		fields = fields.nest(unix.NFTA_LIST_ELEM, attrs{}.number(nftaSetFieldLen, p.Bytes))
 	}
-	t, err := nftables.ConcatSetType(parts...)
+	concatenated, err := nftables.ConcatSetType(parts...)
 	if err != nil {
-		return &nftables.SetDatatype{}
+		return &nftables.SetDatatype{}, nil
 	}
-	return &t
+	return &concatenated, fields
 }
 
 // datatypes is those that sets of ours have. Integers are as long as what an
@@ -158,7 +177,10 @@ func keyType(name string) *nftables.SetDatatype {
 func datatypes() []nftables.SetDatatype {
 	integer := nftables.TypeInteger
 	integer.Bytes = nftables.TypeIP6Addr.Bytes
-	return []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName, nftables.TypeMark, nftables.TypeEtherAddr, integer}
+	return []nftables.SetDatatype{
+		nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName, nftables.TypeMark, nftables.TypeInetProto, nftables.TypeInetService,
+		nftables.TypeEtherAddr, integer,
+	}
 }
 
 func datatype(name string) *nftables.SetDatatype {
@@ -175,11 +197,18 @@ func (b *batch) deleteSet(f family, name string) {
 }
 
 // elements adds to a set, or with remove takes from it, in the order of keys.
-func (b *batch) elements(f family, name string, elements map[string]string, remove bool) {
+func (b *batch) elements(f family, name string, k setKind, elements map[string]string, remove bool) {
 	for keys := range slices.Chunk(slices.Sorted(maps.Keys(elements)), elementsPerMessage) {
 		var list attrs
 		for _, key := range keys {
-			e := attrs{}.nest(unix.NFTA_SET_ELEM_KEY, attrs{}.put(unix.NFTA_DATA_VALUE, []byte(key)))
+			first, last := key, ""
+			if k.ranges {
+				first, last = key[:len(key)/2], key[len(key)/2:]
+			}
+			e := attrs{}.nest(unix.NFTA_SET_ELEM_KEY, attrs{}.put(unix.NFTA_DATA_VALUE, []byte(first)))
+			if last != "" {
+				e = e.nest(nftaSetElemKeyEnd, attrs{}.put(unix.NFTA_DATA_VALUE, []byte(last)))
+			}
 			if value := elements[key]; value != "" && !remove {
 				e = e.nest(unix.NFTA_SET_ELEM_DATA, elementData(value))
 			}

@@ -1,0 +1,186 @@
+package store
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/extip/extip/pool"
+)
+
+// A Reservation keeps addresses for whoever names it, also while nobody does.
+type Reservation struct {
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+	Created   time.Time    `json:"created"`
+	// First is what the container had with which the reservation was used
+	// first, or later with other addresses asked for. Who asks for these
+	// again gets Addresses: what has become of them while it ran. It is nil
+	// before the first use.
+	First []netip.Addr `json:"first,omitempty"`
+}
+
+// isAmended tells whether the addresses are other ones than at first.
+func (r Reservation) isAmended() bool {
+	return r.First != nil && !isSame(r.First, r.Addresses)
+}
+
+// isSame tells whether two lists have the same addresses, in whatever order.
+func isSame(a, b []netip.Addr) bool { return len(missingIn(a, b))+len(missingIn(b, a)) == 0 }
+
+// Reservations returns all reservations, in order of their names.
+func (s *Store) Reservations() ([]Reservation, error) { return all[Reservation](s, namesBucket) }
+
+// Reserve keeps addresses under a name, beside those that it has, and returns
+// what it keeps then. It returns a *TakenError for one that an endpoint of
+// another reservation, or of none, has, and a *ReservedError for one that another
+// name keeps. A rehearsal tells what would be, and changes nothing.
+func (s *Store) Reserve(name string, addrs []netip.Addr, rehearsal bool) (r Reservation, err error) {
+	reserve := func(tx *transaction) error {
+		r = Reservation{Name: name, Created: time.Now().UTC()}
+		if err := get(tx.Tx, namesBucket, name, &r); err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			if owner := tx.Bucket(claimsBucket).Get(key(a)); owner != nil {
+				taken := &TakenError{Address: a}
+				if err := get(tx.Tx, endpointsBucket, string(owner), &taken.Owner); err != nil {
+					return err
+				}
+				if taken.Owner.Reservation != name {
+					return taken
+				}
+			}
+			if other := tx.Bucket(reservedBucket).Get(key(a)); other != nil && string(other) != name {
+				return &ReservedError{Address: a, Name: string(other)}
+			}
+		}
+		r.Addresses = append(r.Addresses, missingIn(r.Addresses, addrs)...)
+		return putReservation(tx, r)
+	}
+	if rehearsal {
+		err = s.rehearse(reserve)
+		return r, err
+	}
+	err = s.update("reserve "+name, reserve)
+	return r, err
+}
+
+// Unreserve forgets a reservation; one that is unknown is no error. Endpoints
+// keep their claims.
+func (s *Store) Unreserve(name string) error {
+	return s.update("unreserve "+name, func(tx *transaction) error {
+		var r Reservation
+		if err := get(tx.Tx, namesBucket, name, &r); err != nil {
+			return err
+		}
+		return errors.Join(dropReserved(tx, name, r.Addresses), tx.Bucket(namesBucket).Delete([]byte(name)))
+	})
+}
+
+// putReservation records a reservation, which keeps its addresses from then on.
+func putReservation(tx *transaction, r Reservation) error {
+	for _, a := range r.Addresses {
+		if err := tx.Bucket(reservedBucket).Put(key(a), []byte(r.Name)); err != nil {
+			return err
+		}
+	}
+	tx.touched = append(tx.touched, r.Addresses...)
+	return put(tx, namesBucket, r.Name, r)
+}
+
+// dropReserved frees addresses of those that a name keeps.
+func dropReserved(tx *transaction, name string, addrs []netip.Addr) error {
+	reserved := tx.Bucket(reservedBucket)
+	for _, a := range addrs {
+		if string(reserved.Get(key(a))) != name {
+			continue
+		}
+		if err := reserved.Delete(key(a)); err != nil {
+			return err
+		}
+	}
+	tx.touched = append(tx.touched, addrs...)
+	return nil
+}
+
+// putEndpoint records an endpoint. Once it is published, its reservation holds:
+// not before, so that a container that could not be started reserves nothing.
+func putEndpoint(tx *transaction, e Endpoint) error {
+	var before Endpoint
+	if err := get(tx.Tx, endpointsBucket, e.ID, &before); err != nil {
+		return err
+	}
+	if e.State == Published && before.State != Published && e.Reservation != "" {
+		if err := reserve(tx, e); err != nil {
+			return err
+		}
+	}
+	return put(tx, endpointsBucket, e.ID, e)
+}
+
+// reserve keeps the endpoint's addresses under its reservation's name, instead
+// of those that were kept under it before.
+func reserve(tx *transaction, e Endpoint) error {
+	r := Reservation{Name: e.Reservation, Created: e.Created}
+	if err := get(tx.Tx, namesBucket, r.Name, &r); err != nil {
+		return err
+	}
+	if r.First != nil && slices.Equal(r.Addresses, e.External) {
+		return nil
+	}
+	if err := dropReserved(tx, r.Name, r.Addresses); err != nil {
+		return err
+	}
+	r.Addresses, r.First = e.External, e.External
+	return putReservation(tx, r)
+}
+
+// amend has an endpoint's reservation follow what it has lost and got.
+func amend(tx *transaction, e Endpoint, gone, came []netip.Addr) error {
+	if e.Reservation == "" || len(gone)+len(came) == 0 {
+		return nil
+	}
+	r := Reservation{Name: e.Reservation, Created: e.Created}
+	if err := get(tx.Tx, namesBucket, r.Name, &r); err != nil {
+		return err
+	}
+	if err := dropReserved(tx, r.Name, gone); err != nil {
+		return err
+	}
+	r.Addresses = slices.Concat(missingIn(gone, r.Addresses), missingIn(r.Addresses, came))
+	if isSame(r.Addresses, e.External) {
+		r.Addresses = e.External // in its order
+	}
+	return putReservation(tx, r)
+}
+
+// recall replaces a wanted reservation by the addresses that it holds.
+func recall(tx *transaction, want Want) (Want, error) {
+	if want.Reservation == "" {
+		return want, nil
+	}
+	var r Reservation
+	if err := get(tx.Tx, namesBucket, want.Reservation, &r); err != nil {
+		return want, err
+	}
+	if len(want.Addresses) > 0 && !slices.Equal(want.Addresses, r.First) {
+		return want, nil
+	}
+	asked := want.Addresses
+	want.Addresses, want.Pools = nil, slices.Clone(want.Pools)
+	if r.isAmended() {
+		want.Pools = nil
+	}
+	for _, a := range r.Addresses {
+		if want.Fits != nil {
+			if err := want.Fits(a, len(asked) == 0 && slices.Contains(r.First, a)); err != nil {
+				return want, err
+			}
+		}
+		want.Addresses = append(want.Addresses, a)
+		want.Pools = slices.DeleteFunc(want.Pools, func(p pool.Pool) bool { return !p.Of(a.Is4()).Empty() })
+	}
+	return want, nil
+}
