@@ -81,6 +81,31 @@ const (
 	ConflictYield Conflict = "yield"
 )
 
+// Filter says who may connect to external addresses, and to what. The zero
+// Filter keeps nothing out.
+type Filter struct {
+	// Ports may be reached; none stands for all, of every protocol.
+	Ports []Ports `json:",omitempty"`
+	// Allow may connect; none stands for everyone.
+	Allow  []netip.Prefix `json:",omitempty"`
+	Refuse Refuse         `json:",omitempty"`
+}
+
+// Ports is a protocol by its name, and a range of its ports if it has any.
+type Ports struct {
+	Proto       string
+	First, Last uint16 `json:",omitempty"`
+}
+
+// Refuse says what becomes of what a Filter keeps out.
+type Refuse string
+
+// Refusals.
+const (
+	RefuseDrop   Refuse = "drop"
+	RefuseReject Refuse = "reject" // answered by ICMP, port unreachable
+)
+
 // Network is one Docker network.
 type Network struct {
 	ID     string
