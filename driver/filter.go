@@ -1,9 +1,9 @@
 package driver
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -151,7 +151,84 @@ func natFilter(f store.Filter, v4 bool) *nat.Filter {
 	return out.Canonical()
 }
 
-// sameFilter tells whether two filters are the same in a record.
-func sameFilter(a, b store.Filter) bool {
-	return slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Allow, b.Allow) && a.Refuse == b.Refuse
+// maxFilter is how many entries a filter may make: each CIDR with each range of
+// ports is one. It bounds what a packet costs.
+const maxFilter = 1000
+
+func checkFilter(f store.Filter) error {
+	if n := max(1, len(f.Ports)) * max(1, len(f.Allow)); n > maxFilter {
+		return fmt.Errorf("extip.ports, extip.allow: %d ranges of ports by %d CIDRs are more than %d", len(f.Ports), len(f.Allow), maxFilter)
+	}
+	return nil
+}
+
+// SetFilter changes what may be reached of a running endpoint, and by whom:
+// ports and allow are in the form of the options extip.ports and extip.allow,
+// "" leaves what is. Connections that are open follow at once.
+func (d *Driver) SetFilter(id, ports, allow string, dryRun bool) (Report, error) {
+	var o filterOptions
+	var err error
+	if ports != "" {
+		o.ports = true
+		if o.Ports, err = parsePorts(ports); err != nil {
+			return Report{}, fmt.Errorf("extip.ports=%s: %w", ports, err)
+		}
+	}
+	if allow != "" {
+		o.allow = true
+		if o.Allow, err = parseAllow(allow); err != nil {
+			return Report{}, fmt.Errorf("extip.allow=%s: %w", allow, err)
+		}
+	}
+	e, err := d.find(id)
+	if err != nil {
+		return Report{}, err
+	}
+	r := newReport()
+	err = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
+		before, rec := e.rec, e.rec
+		rec.Filter = o.over(rec.Filter)
+		if err := checkFilter(rec.Filter); err != nil {
+			return err
+		}
+		r.changed(picture(n.rec, before, e.withheld), picture(n.rec, rec, e.withheld))
+		if len(r.Done) == 0 {
+			r.left("that is how it is already")
+		}
+		r.untilStop(before)
+		if dryRun || len(r.Done) == 0 {
+			return nil
+		}
+		return d.setFilter(n, e, rec)
+	})
+	return r, err
+}
+
+// setFilter records a filter and has the mappings follow, or after an error
+// leaves all as it was; e.mu is held. Flows must not be forgotten: see
+// nat.Filter.
+func (d *Driver) setFilter(n *network, e *endpoint, rec store.Endpoint) error {
+	before := e.rec
+	if err := d.store.PutFilter(rec, before.Filter); err != nil {
+		return err
+	}
+	d.setRecord(e, rec)
+	if before.State != store.Published {
+		return nil
+	}
+	set := func(to store.Endpoint) error { return d.kernel.NAT.Add(mappings(to)...) }
+	steps := append([]step{{
+		name: "filter",
+		do:   func() error { return set(rec) },
+		undo: func() error { return set(before) },
+	}}, d.noteSteps(n.rec, before, rec)...)
+	err := up(steps)
+	if err == nil {
+		return nil
+	}
+	undo := errors.Join(down(steps), d.store.PutFilter(before, before.Filter))
+	if undo == nil {
+		d.setRecord(e, before)
+	}
+	return errors.Join(err, undo)
 }

@@ -2,12 +2,14 @@ package driver
 
 import (
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
 	"github.com/extip/extip/store"
 )
@@ -72,5 +74,90 @@ func TestNATFilter(t *testing.T) {
 				t.Errorf("%s, IPv4 %t (-want +got):\n%s", name, v4, diff)
 			}
 		}
+	}
+}
+
+// TestFilters: what the options ask for becomes the mappings' filters, lives
+// through restarts and the loss of the records, and can be changed.
+func TestFilters(t *testing.T) {
+	l := newLab(t)
+	l.network("extip.parent", "br-ex", "extip.pool", "203.0.113.56-203.0.113.58", "extip.ports", "tcp/22,icmp")
+	for id, kv := range map[string][]string{
+		"e1aa": {"extip.address", "203.0.113.56"},
+		"e2aa": {"extip.address", "203.0.113.57", "extip.ports", "all", "extip.allow", "192.0.2.0/24", "extip.refuse", "reject", "extip.reservation", "mail"},
+	} {
+		if err := l.run(id, "172.31.0."+id[1:2]+"/16", kv...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(what string, want map[string]string) {
+		t.Helper()
+		for id, filter := range want {
+			e := l.endpoints[id].rec
+			if got := portsText(e.Filter.Ports) + " " + allowText(e.Filter.Allow) + " " + string(e.Filter.Refuse); got != filter {
+				t.Errorf("%s: %s has %q, want %q", what, id, got, filter)
+			}
+			m := l.host.Mappings()[e.External[0]]
+			if !m.Filter.Equal(natFilter(e.Filter, true)) {
+				t.Errorf("%s: %s is mapped with %+v", what, id, m.Filter)
+			}
+		}
+	}
+	first := map[string]string{"e1aa": "tcp/22,icmp everyone drop", "e2aa": "all 192.0.2.0/24 reject"}
+	expect("started", first)
+	l.restart()
+	expect("restarted", first)
+	machine := l.host.String()
+	if r, err := l.SetFilter("e2aa", "udp/53", "", true); err != nil || len(r.Done) != 2 || l.host.String() != machine {
+		t.Errorf("a dry run: %+v, %v", r, err)
+	}
+	if r, err := l.SetFilter("e2aa", "udp/53", "", false); err != nil || len(r.Done) != 2 {
+		t.Errorf("changed: %+v, %v", r, err)
+	}
+	changed := map[string]string{"e1aa": "tcp/22,icmp everyone drop", "e2aa": "udp/53 192.0.2.0/24 reject"}
+	expect("changed", changed)
+	if r, err := l.SetFilter("e2aa", "udp/53", "", false); err != nil || len(r.Done) != 0 {
+		t.Errorf("once more: %+v, %v", r, err)
+	}
+	l.host.FailAt = l.host.Writes() + 2
+	if _, err := l.SetFilter("e2aa", "all", "everyone", false); err == nil {
+		t.Error("a failure is none")
+	}
+	expect("failed", changed)
+	for _, bad := range [][2]string{{"x", ""}, {"", "x"}} {
+		if _, err := l.SetFilter("e2aa", bad[0], bad[1], false); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+	// Its reservation remembers the change for who asks for the same.
+	if err := l.rm("e2aa"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.run("e3aa", "172.31.0.3/16", "extip.address", "203.0.113.57", "extip.ports", "all", "extip.allow", "192.0.2.0/24", "extip.refuse", "reject", "extip.reservation", "mail"); err != nil {
+		t.Fatal(err)
+	}
+	expect("started again", map[string]string{"e3aa": changed["e2aa"]})
+	// Without its records.
+	if err := l.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(l.path, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.start()
+	expect("rebuilt", map[string]string{"e1aa": first["e1aa"], "e3aa": changed["e2aa"]})
+}
+
+// TestLostFilter: a filter that doesn't fit into a link's note is noted as one
+// that lets nobody in.
+func TestLostFilter(t *testing.T) {
+	var f store.Filter
+	for i := range 100 {
+		f.Ports = append(f.Ports, store.Ports{Proto: "tcp", First: uint16(1000 + 2*i), Last: uint16(1000 + 2*i)})
+	}
+	e := store.Endpoint{ID: epID, Network: netID, Filter: f, Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.2/16")}}
+	got, err := notedEndpoint(link.Found{Owner: epID, Note: endpointNote(e)})
+	if err != nil || allowText(got.Filter.Allow) != "0.0.0.0/32,::/128" {
+		t.Errorf("%+v, %v", got.Filter, err)
 	}
 }

@@ -20,6 +20,7 @@ import (
 func networkNote(n store.Network) string {
 	note := fmt.Sprintf("parent=%s source=%s egress=%s dad=%s alias=%s conflict=%s auto=%t icc=%t internal=%t",
 		n.Parent, n.Source, n.Egress, n.DAD, n.Alias, n.Conflict, n.Auto, n.ICC, n.Internal)
+	note += filterNote(n.Filter, func(more string) bool { return link.NoteFits(n.ID, note+more) })
 	if withPool := note + " pool=" + n.Pool.String(); link.NoteFits(n.ID, withPool) {
 		return withPool
 	}
@@ -28,12 +29,41 @@ func networkNote(n store.Network) string {
 
 func endpointNote(e store.Endpoint) string {
 	note := fmt.Sprintf("network=%s ip=%s external=%s source=%s egress=%s", short(e.Network), join(e.Addresses), join(e.External), e.Source, e.Egress)
+	note += filterNote(e.Filter, func(more string) bool { return link.NoteFits(e.ID, note+more) })
 	if e.Reservation != "" {
 		if more := note + " reservation=" + e.Reservation; link.NoteFits(e.ID, more) {
 			return more
 		}
 	}
 	return note
+}
+
+// filterNote notes a filter. One that is too long is noted as lost: what is
+// rebuilt then lets nobody in, instead of everybody.
+func filterNote(f store.Filter, fits func(string) bool) string {
+	if len(f.Ports)+len(f.Allow) == 0 {
+		return ""
+	}
+	note := fmt.Sprintf(" ports=%s allow=%s refuse=%s", portsText(f.Ports), allowText(f.Allow), f.Refuse)
+	if !fits(note) {
+		return " ports=lost"
+	}
+	return note
+}
+
+// notedFilter reads a filterNote.
+func notedFilter(w map[string]string) (f store.Filter, err error) {
+	switch w["ports"] {
+	case "":
+		return store.Filter{Refuse: store.RefuseDrop}, nil
+	case "lost":
+		return store.Filter{Refuse: store.RefuseDrop, Allow: []netip.Prefix{nobody[true], nobody[false]}}, nil
+	}
+	f.Refuse = store.Refuse(w["refuse"])
+	if f.Ports, err = parsePorts(w["ports"]); err == nil {
+		f.Allow, err = parseAllow(w["allow"])
+	}
+	return f, err
 }
 
 func words(note string) map[string]string {
@@ -55,6 +85,9 @@ func (d *Driver) noted(name string, found link.Found) (store.Network, error) {
 		DAD: store.DAD(w["dad"]), Alias: store.Alias(w["alias"]), Conflict: store.Conflict(w["conflict"]),
 	}
 	var errs []error
+	var err error
+	n.Filter, err = notedFilter(w)
+	errs = append(errs, err)
 	for key, to := range map[string]*bool{"auto": &n.Auto, "icc": &n.ICC, "internal": &n.Internal} {
 		value, err := strconv.ParseBool(w[key])
 		*to = value
@@ -87,6 +120,10 @@ func notedEndpoint(found link.Found) (store.Endpoint, error) {
 		e.Addresses = append(e.Addresses, inside)
 	}
 	e.MAC = link.MAC(e.Addresses).String()
+	var err error
+	if e.Filter, err = notedFilter(w); err != nil {
+		return e, err
+	}
 	for text := range strings.SplitSeq(w["external"], ",") {
 		if text == "" {
 			continue

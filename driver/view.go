@@ -50,6 +50,12 @@ type Address struct {
 	// external, this address; other, another one of its addresses; host.
 	// It is empty for one that drains, and so are On and Conflicts.
 	Egress string `json:"egress,omitempty"`
+	// Ports may be reached, and Allow may connect, in the forms of the options
+	// extip.ports and extip.allow; "" for all and everyone. Refuse says what
+	// becomes of the rest.
+	Ports  string `json:"ports,omitempty"`
+	Allow  string `json:"allow,omitempty"`
+	Refuse string `json:"refuse,omitempty"`
 	// Detour: another network has the container's default route, so that it
 	// sees its gateway as the client, whatever Source says.
 	Detour bool `json:"detour,omitempty"`
@@ -139,6 +145,9 @@ func (d *Driver) viewOf(n *network, e *endpoint, a netip.Addr) Address {
 	}
 	if e.rec.Egress == store.EgressExternal && !slices.ContainsFunc(mappings(e.rec), func(m nat.Mapping) bool { return m.External == a && m.Egress }) {
 		v.Egress = egressOther
+	}
+	if f := e.rec.Filter; len(f.Ports)+len(f.Allow) > 0 {
+		v.Ports, v.Allow, v.Refuse = portsText(f.Ports), allowText(f.Allow), string(f.Refuse)
 	}
 	switch why := e.withheld[a]; {
 	case e.rec.State == store.Plumbed:

@@ -22,6 +22,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,6 +92,11 @@ type Filter struct {
 	Refuse Refuse         `json:",omitempty"`
 }
 
+// Equal tells whether two filters are the same.
+func (f Filter) Equal(o Filter) bool {
+	return slices.Equal(f.Ports, o.Ports) && slices.Equal(f.Allow, o.Allow) && f.Refuse == o.Refuse
+}
+
 // Ports is a protocol by its name, and a range of its ports if it has any.
 type Ports struct {
 	Proto       string
@@ -133,6 +139,8 @@ type Network struct {
 	DAD      DAD
 	Alias    Alias
 	Conflict Conflict
+	// Filter is what an endpoint has that says nothing else.
+	Filter Filter
 	// ICC lets the network's containers talk to each other directly.
 	ICC      bool
 	Internal bool
@@ -174,6 +182,7 @@ type Endpoint struct {
 	Reservation string `json:",omitempty"`
 	Source      Source
 	Egress      Egress
+	Filter      Filter
 	// Detour: another network holds the container's default route, so it has
 	// to see its bridge as the client, whatever Source says.
 	Detour bool `json:",omitempty"`
