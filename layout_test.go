@@ -14,7 +14,8 @@ const module = "github.com/extip/extip"
 // alone; what joins them is above them.
 var mayImport = map[string][]string{
 	"":                  {"*"}, // main
-	"admin":             {"driver"},
+	"admin":             {"driver", "store"},
+	"admin/cli":         {"admin", "driver"},
 	"announce":          {},
 	"driver":            {"announce", "link", "nat", "pool", "store"},
 	"e2e/probe":         {},
@@ -41,8 +42,10 @@ var doors = map[string][]string{
 	"github.com/godbus/dbus":               {"nat/firewalld"},
 	"github.com/google/nftables":           {"nat", "nat/nftables"},
 	"github.com/mdlayher/netlink":          {"nat/nftables"},
+	"github.com/moby/moby":                 {"admin/cli"},
+	"github.com/prometheus":                {"admin"},
 	"github.com/sirupsen/logrus":           {"", "admin", "driver"},
-	"github.com/spf13":                     {"", "admin"},
+	"github.com/spf13":                     {"", "admin/cli"},
 	"github.com/vishvananda/netlink":       {"link"},
 	"go.etcd.io/bbolt":                     {"store"},
 }

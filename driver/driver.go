@@ -70,8 +70,9 @@ type Driver struct {
 	wake     chan struct{}
 	retiring atomic.Bool
 
-	// events tells those who listen what happens.
-	events events
+	// events tells those who listen what happens, and observer counts it.
+	events   events
+	observer Observer
 
 	// segments is what is known of the wires. waiting are endpoints with
 	// withheld addresses; guarded by mu.
@@ -135,7 +136,7 @@ type endpoint struct {
 // serves, and Run and Retire while it does.
 func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*Driver, error) {
 	d := &Driver{
-		kernel: k, store: s, defaults: defaults, log: log,
+		kernel: k, store: s, defaults: defaults, log: log, observer: unobserved{},
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{}, parents: map[string]string{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
 		drains: map[netip.Addr]map[link.Pair]*endpoint{}, retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),

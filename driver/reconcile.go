@@ -28,6 +28,7 @@ func (d *Driver) Restore() error {
 	// be without its mapping for a moment.
 	repaired, err := d.kernel.NAT.Sync(d.natState())
 	errs = append(errs, err)
+	d.observer.Reconciled("start", 0, len(repaired), err)
 	d.report("start", repaired)
 	_, err = d.Reconcile("start")
 	d.defendAll()
@@ -56,8 +57,9 @@ func (d *Driver) repair(cause string, run func(*repair)) ([]string, error) {
 	defer d.reconciling.Unlock()
 	r := &repair{Driver: d, began: time.Now()}
 	run(r)
-	d.report(cause, r.lines)
 	err := errors.Join(r.errs...)
+	d.observer.Reconciled(cause, time.Since(r.began), len(r.lines), err)
+	d.report(cause, r.lines)
 	if text := plural(len(r.lines), "repair", "repairs") + " after " + cause; err != nil {
 		d.events.emit(Event{Kind: EventReconciled, Text: text + ", and " + err.Error()})
 	} else if len(r.lines) > 0 {
