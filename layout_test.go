@@ -13,23 +13,24 @@ const module = "github.com/extip/extip"
 // leaves know nothing of each other, so each can be read, tested and replaced
 // alone; what joins them is above them.
 var mayImport = map[string][]string{
-	"":                  {"*"}, // main
-	"admin":             {"driver", "store"},
-	"admin/cli":         {"admin", "driver"},
-	"announce":          {},
-	"driver":            {"announce", "link", "nat", "pool", "store"},
-	"e2e/probe":         {},
-	"internal/hosttest": {"announce", "link", "nat"},
-	"internal/natlab":   {"internal/nettest", "nat"},
-	"internal/nattest":  {"internal/nettest", "nat"},
-	"internal/nettest":  {},
-	"link":              {},
-	"nat":               {},
-	"nat/firewalld":     {},
-	"nat/iptables":      {"nat"},
-	"nat/nftables":      {"nat"},
-	"pool":              {},
-	"store":             {"pool"},
+	"":                   {"*"}, // main
+	"admin":              {"driver", "store"},
+	"admin/cli":          {"admin", "driver"},
+	"announce":           {},
+	"driver":             {"announce", "link", "nat", "pool", "store"},
+	"e2e/probe":          {},
+	"internal/admintest": {"driver", "store"},
+	"internal/hosttest":  {"announce", "link", "nat"},
+	"internal/natlab":    {"internal/nettest", "nat"},
+	"internal/nattest":   {"internal/nettest", "nat"},
+	"internal/nettest":   {},
+	"link":               {},
+	"nat":                {},
+	"nat/firewalld":      {},
+	"nat/iptables":       {"nat"},
+	"nat/nftables":       {"nat"},
+	"pool":               {},
+	"store":              {"pool"},
 }
 
 // doors says which packages may use a library of others. Each subsystem of

@@ -67,8 +67,10 @@ line is wrong; 3 the plugin can't be reached.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       a.version,
-		Args:          a.noVerb,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		// How many letters may be wrong of a word that is no verb.
+		SuggestionsMinimumDistance: 2,
+		Args:                       a.noVerb,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.AddGroup(&cobra.Group{ID: groupLook, Title: "Verbs that look:"}, &cobra.Group{ID: groupChange, Title: "Verbs that change:"})
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 )
 
@@ -91,6 +92,9 @@ func (d *docker) Container(ctx context.Context, name string) (container, error) 
 		return container{}, d.err
 	}
 	answer, err := d.client.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+	if errdefs.IsNotFound(err) {
+		return container{}, errors.New("the engine has no such container")
+	}
 	if err != nil {
 		return container{}, err
 	}

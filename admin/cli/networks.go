@@ -35,11 +35,11 @@ func (a *app) networks() *cobra.Command {
 			rows := make([][]string, len(infos))
 			for i, n := range infos {
 				list[i] = network{n, names[n.ID]}
-				free := "-"
+				pool, free := "-", "-"
 				if n.Pool != "" {
-					free = fmt.Sprintf("%d/%d", n.Free, n.Size)
+					pool, free = n.Pool, fmt.Sprintf("%d/%d", n.Free, n.Size)
 				}
-				rows[i] = []string{nameOf(names, n.ID), joined(n.Subnets), n.Parent, n.Pool, free, fmt.Sprint(n.Endpoints)}
+				rows[i] = []string{nameOf(names, n.ID), joined(n.Subnets), n.Parent, pool, free, fmt.Sprint(n.Endpoints)}
 			}
 			slices.SortFunc(rows, func(x, y []string) int { return strings.Compare(x[0], y[0]) })
 			return a.print(cmd, list, func(out io.Writer) {

@@ -82,39 +82,40 @@ func table(out io.Writer, width int, columns []column, rows [][]string, paint fu
 	}
 }
 
-// fit cuts the widest columns, then leaves some out, until the rest is as wide
-// as the terminal.
+// fit leaves columns out until the rest could be cut to the terminal's width,
+// and cuts the widest ones as far as is needed.
 func fit(width int, columns []column, use []int) {
-	over := func() int {
-		sum := -gap
-		for _, n := range use {
-			if n > 0 {
-				sum += n + gap
+	over := func(least bool) int {
+		sum := -gap - width
+		for i, n := range use {
+			if n == 0 {
+				continue
 			}
+			if c := columns[i]; least && c.least > 0 {
+				n = min(n, c.least)
+			}
+			sum += n + gap
 		}
-		return sum - width
+		return sum
 	}
-	for turn := 1; over() > 0; turn++ {
-		for over() > 0 {
-			widest := -1
-			for i, c := range columns {
-				if c.least > 0 && use[i] > c.least && (widest < 0 || use[i] > use[widest]) {
-					widest = i
-				}
-			}
-			if widest < 0 {
-				break
-			}
-			use[widest]--
-		}
-		if over() <= 0 {
-			return
-		}
+	for turn := 1; over(true) > 0; turn++ {
 		i := slices.IndexFunc(columns, func(c column) bool { return c.spare == turn })
 		if i < 0 {
-			return // what is left is needed
+			break // what is left is needed
 		}
 		use[i] = 0
+	}
+	for over(false) > 0 {
+		widest := -1
+		for i, c := range columns {
+			if c.least > 0 && use[i] > c.least && (widest < 0 || use[i] > use[widest]) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			return
+		}
+		use[widest]--
 	}
 }
 

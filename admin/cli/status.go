@@ -57,12 +57,12 @@ func (a *app) printStatus(cmd *cobra.Command) error {
 		}
 		table(out, a.width, []column{
 			{title: "EXTERNAL"},
-			{title: "INTERNAL", spare: 4},
+			{title: "INTERNAL", least: len("255.255.255.255"), spare: 1},
 			{title: "CONTAINER", least: 9},
-			{title: "NETWORK", least: 7, spare: 3},
+			{title: "NETWORK", least: 7, spare: 4},
 			{title: "PARENT", least: 6, spare: 2},
 			{title: "STATE"},
-			{title: "AGE", spare: 1},
+			{title: "AGE", spare: 3},
 		}, rows, a.paintState)
 		for _, d := range list {
 			if d.Reason != "" {
