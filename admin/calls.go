@@ -109,9 +109,11 @@ func change[Q any](path string, fn func(context.Context, Plugin, Q) (driver.Repo
 			if err := decode(r.Body, &q); err != nil {
 				return nil, err
 			}
+			start := time.Now()
 			report, err := fn(r.Context(), s.plugin, q)
 			report.Done, report.Left = list(report.Done), list(report.Left)
 			log := s.log.WithField("call", path).WithField("uid", peerOf(r.Context()).uid).WithField("request", q)
+			log = log.WithField("ms", float64(time.Since(start).Microseconds())/1000)
 			if err != nil {
 				log.WithError(err).Error("refused")
 				return nil, refused(err, report)

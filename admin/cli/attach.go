@@ -31,7 +31,7 @@ it is to be reserved.`,
 				return err
 			}
 			r, err := a.plugin.Attach(cmd.Context(), admin.AttachRequest{Endpoint: endpoint, Addresses: addrs, DryRun: a.dryRun})
-			return a.report(cmd, r, err, "", "would: ")
+			return a.report(cmd, r, err)
 		},
 	})
 }

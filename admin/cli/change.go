@@ -3,37 +3,48 @@ package cli
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/extip/extip/driver"
 )
 
-// report prints what a change has done, also where it then failed: each line
-// after did, or after would if nothing is changed.
-func (a *app) report(cmd *cobra.Command, r driver.Report, err error, did, would string) error {
+// report prints what a change has done, also where it then failed.
+func (a *app) report(cmd *cobra.Command, r driver.Report, err error) error {
 	if err != nil && len(r.Done) == 0 {
 		return err
 	}
 	perr := a.print(cmd, r, func(out io.Writer) {
-		mark := did
-		if a.dryRun {
-			mark = would
-		}
 		for _, line := range r.Done {
-			_, _ = fmt.Fprintln(out, mark+line)
+			_, _ = fmt.Fprintln(out, a.paintChange(line))
 		}
 		for _, line := range r.Left {
-			_, _ = fmt.Fprintln(out, a.colored(yellow, "left: "+line))
+			_, _ = fmt.Fprintln(out, a.colored(yellow, "  "+line))
 		}
-		if len(r.Done)+len(r.Left) == 0 {
+		switch {
+		case len(r.Done)+len(r.Left) == 0:
 			_, _ = fmt.Fprintln(out, "nothing to do")
+		case a.dryRun:
+			_, _ = fmt.Fprintln(out, "nothing was changed: it is a dry run")
 		}
 	})
 	if err != nil {
 		return err
 	}
 	return perr
+}
+
+// paintChange colours a line by what it begins with.
+func (a *app) paintChange(line string) string {
+	switch {
+	case strings.HasPrefix(line, "+ "):
+		return a.colored(green, line)
+	case strings.HasPrefix(line, "- "):
+		return a.colored(red, line)
+	default:
+		return line
+	}
 }
 
 // networkFlag lets a verb that takes a CONTAINER be told on which network.

@@ -21,7 +21,7 @@ through it end, and it is free for others unless it is reserved.`,
 				return err
 			}
 			r, err := a.plugin.Detach(cmd.Context(), admin.DetachRequest{Address: addr, DryRun: a.dryRun})
-			return a.report(cmd, r, err, "", "would: ")
+			return a.report(cmd, r, err)
 		},
 	}
 }

@@ -28,7 +28,7 @@ again, to the new container; with --drain they stay with the old one until they 
 				return err
 			}
 			r, err := a.plugin.Move(cmd.Context(), admin.MoveRequest{Address: addr, Endpoint: endpoint, Drain: drain, DryRun: a.dryRun})
-			return a.report(cmd, r, err, "", "would: ")
+			return a.report(cmd, r, err)
 		},
 	}
 	cmd.Flags().BoolVar(&drain, "drain", false, "let connections stay where they are until they end")

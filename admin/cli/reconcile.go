@@ -17,7 +17,7 @@ plugin does so by itself, at hints and every --reconcile-interval.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.plugin.Reconcile(cmd.Context(), admin.ReconcileRequest{DryRun: a.dryRun})
-			return a.report(cmd, r, err, "repaired: ", "would repair: ")
+			return a.report(cmd, r, err)
 		},
 	}
 }

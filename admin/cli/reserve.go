@@ -22,7 +22,7 @@ nobody but containers with the option extip.reservation=NAME.`,
 				return err
 			}
 			r, err := a.plugin.Reserve(cmd.Context(), admin.ReserveRequest{Name: args[0], Addresses: addrs, DryRun: a.dryRun})
-			return a.report(cmd, r, err, "", "would: ")
+			return a.report(cmd, r, err)
 		},
 	}
 }
@@ -37,7 +37,7 @@ func (a *app) unreserve() *cobra.Command {
 		ValidArgsFunction: a.complete(a.completeReservations),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.plugin.Unreserve(cmd.Context(), admin.UnreserveRequest{Name: args[0], DryRun: a.dryRun})
-			return a.report(cmd, r, err, "", "would: ")
+			return a.report(cmd, r, err)
 		},
 	}
 }

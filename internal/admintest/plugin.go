@@ -98,7 +98,7 @@ func (p *Plugin) change(ctx context.Context, format string, args ...any) (driver
 	if p.Err != nil {
 		return driver.Report{}, p.Err
 	}
-	return driver.Report{Done: []string{line}, Left: p.Left}, nil
+	return driver.Report{Done: []string{"+ " + line}, Left: p.Left}, nil
 }
 
 // Attach implements admin.Changer.
