@@ -71,8 +71,19 @@ func (a Access) open(path string) error {
 	return give(path, a.Group, 0o660)
 }
 
+// give makes a file the group's. Not every plugin may do that; one that runs
+// with that group need not.
 func give(path string, group int, mode fs.FileMode) error {
-	return errors.Join(os.Chown(path, -1, group), os.Chmod(path, mode))
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Gid != uint32(group) {
+		if err := os.Chown(path, -1, group); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(path, mode)
 }
 
 // A peer is the process at the other end of a connection, as the kernel knows
