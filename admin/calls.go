@@ -112,7 +112,10 @@ func change[Q any](path string, fn func(context.Context, Plugin, Q) (driver.Repo
 			start := time.Now()
 			report, err := fn(r.Context(), s.plugin, q)
 			report.Done, report.Left = list(report.Done), list(report.Left)
-			log := s.log.WithField("call", path).WithField("uid", peerOf(r.Context()).uid).WithField("request", q)
+			log := s.log.WithField("call", path).WithField("uid", peerOf(r.Context()).uid)
+			if text, err := json.Marshal(q); err == nil {
+				log = log.WithField("request", string(text))
+			}
 			log = log.WithField("ms", float64(time.Since(start).Microseconds())/1000)
 			if err != nil {
 				log.WithError(err).Error("refused")

@@ -193,7 +193,8 @@ func TestMove(t *testing.T) {
 	}
 }
 
-// TestMoveOfTheLastAddress: the container of before goes on without any.
+// TestAttachToNone: a container gets its first address, and loses it, while it
+// runs; its own connections follow.
 func TestAttachToNone(t *testing.T) {
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")

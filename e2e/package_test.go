@@ -168,6 +168,9 @@ func testDeb(t *testing.T, m *lab) {
 	if got := m.must("extip", "--version"); got != "v0.0.1" {
 		t.Errorf("version %q", got)
 	}
+	if have := m.status(); have["203.0.113.60"] != "172.31.0.2 web web published" {
+		t.Errorf("status: %q", have)
+	}
 	m.sandboxed()
 
 	in, out := startFlow(t, m.outside, "203.0.113.60:80"), startFlow(t, web, outsideAddr+":80")
