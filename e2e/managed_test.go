@@ -71,7 +71,7 @@ func TestManaged(t *testing.T) {
 	works()
 	// The command line of the host finds it.
 	install(t, extipBinary(t), filepath.Join(m.dir, "bin", "extip"))
-	if have := m.status(); !strings.HasSuffix(have["203.0.113.56"], " web published") {
+	if have := m.status(); have["203.0.113.56"] != "172.31.0.2 web web published" {
 		t.Errorf("status: %q", have)
 	}
 	running := m.host.Dump()

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"strings"
@@ -32,18 +33,38 @@ func (d address) container() string {
 }
 
 // addresses asks the plugin for all, and the engine for the names of their
-// networks; if it can't be asked, there are none.
+// networks, and of containers that the plugin doesn't know yet, or never learns
+// if it may not ask the engine. If the engine can't be asked, there are none.
 func (a *app) addresses(ctx context.Context) ([]address, error) {
 	list, err := a.plugin.Addresses(ctx)
 	if err != nil {
 		return nil, err
 	}
-	names := a.networkNames(ctx)
+	names, nameless := a.networkNames(ctx), false
 	named := make([]address, len(list))
 	for i, d := range list {
 		named[i] = address{d, names[d.Network]}
+		nameless = nameless || d.Container == ""
+	}
+	if nameless {
+		a.nameContainers(ctx, named)
 	}
 	return named, nil
+}
+
+func (a *app) nameContainers(ctx context.Context, list []address) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	containers, _ := a.engine.Containers(ctx)
+	names := map[string]string{}
+	for _, c := range containers {
+		for _, endpoint := range c.endpoints {
+			names[endpoint] = c.name
+		}
+	}
+	for i := range list {
+		list[i].Container = cmp.Or(list[i].Container, names[list[i].Endpoint])
+	}
 }
 
 // networkNames asks the engine, which may not answer.

@@ -43,20 +43,29 @@ func (e fakeEngine) Networks(context.Context) (map[string]string, error) {
 	return map[string]string{admintest.Web: "web-network", admintest.Shop: "shop", "f00": "bridge"}, nil
 }
 
-func (e fakeEngine) Containers(context.Context) ([]string, error) {
-	return []string{"both", "mail", "web"}, nil
+// containers are those of the engine, by their ids.
+func containers() map[string]container {
+	return map[string]container{
+		"c0ffee000001": {"web", map[string]string{admintest.Web: admintest.Endpoint, "f00": "ba4"}},
+		"c0ffee000002": {"both", map[string]string{admintest.Web: admintest.Other, admintest.Shop: admintest.Third}},
+		"c0ffee000003": {"stopped", nil},
+		"c0ffee000004": {"plain", map[string]string{"f00": "ba4"}},
+	}
+}
+
+func (e fakeEngine) Containers(context.Context) ([]container, error) {
+	if e.down {
+		return nil, errDown
+	}
+	c := containers()
+	return []container{c["c0ffee000002"], c["c0ffee000004"], c["c0ffee000001"]}, nil
 }
 
 func (e fakeEngine) Container(_ context.Context, name string) (container, error) {
 	if e.down {
 		return container{}, errDown
 	}
-	for id, c := range map[string]container{
-		"c0ffee000001": {"web", map[string]string{admintest.Web: admintest.Endpoint, "f00": "ba4"}},
-		"c0ffee000002": {"both", map[string]string{admintest.Web: admintest.Other, admintest.Shop: admintest.Third}},
-		"c0ffee000003": {"stopped", nil},
-		"c0ffee000004": {"plain", map[string]string{"f00": "ba4"}},
-	} {
+	for id, c := range containers() {
 		if name == c.name || strings.HasPrefix(id, name) {
 			return c, nil
 		}
@@ -143,6 +152,11 @@ func TestLooks(t *testing.T) {
 	golden(t, "looks.txt", transcript(t, with,
 		"status", "show 203.0.113.57", "show web", "show 2e1b2c3d4e5f", "show c0ffee000001", "show 203.0.113.99", "show nobody",
 		"networks", "reservations", "check", "version", "--version"))
+	plugin.Has[0].Container = ""
+	if got := run(t, with(), "show", "web"); !strings.Contains(got, "container    web\n") {
+		t.Errorf("a name that the plugin doesn't know:\n%s", got)
+	}
+	plugin.Has[0].Container = "web"
 	golden(t, "looks.json.txt", transcript(t, with,
 		"status --json", "show mail --json", "networks --json", "reservations --json", "check --json", "version --json"))
 	plugin.Differs = []string{"alias 203.0.113.56 is missing on br-ex", "the rules of container web are missing"}
@@ -239,9 +253,9 @@ func TestCompletion(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"detach|", "203.0.113.56\tweb 203.0.113.57\tmail 203.0.113.58\tproduction_frontend_reverse-proxy_1 2001:db8:0:ffff:203:113:56:58\tproduction_frontend_reverse-proxy_1"},
 		{"detach|203.0.113.56|", ""},
-		{"attach|", "both mail web"},
+		{"attach|", "both web"},
 		{"attach|web|", ""},
-		{"move|203.0.113.56|", "both mail web"},
+		{"move|203.0.113.56|", "both web"},
 		{"move|203.0.113.56|web|", ""},
 		{"unreserve|", "mail spare"},
 		{"attach|web|--network|", "web-network shop"},

@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+
+	"github.com/extip/extip/driver"
 )
 
 // A completer lists what a shell may offer, with descriptions.
@@ -44,16 +46,16 @@ func either(x, y completer) completer {
 }
 
 func (a *app) completeAddresses(ctx context.Context) (list []cobra.Completion) {
-	addrs, _ := a.plugin.Addresses(ctx)
+	addrs, _ := a.addresses(ctx)
 	for _, d := range addrs {
-		list = append(list, cobra.CompletionWithDesc(d.External.String(), address{Address: d}.container()))
+		list = append(list, cobra.CompletionWithDesc(d.External.String(), d.container()))
 	}
 	return list
 }
 
 // completeOwners are the containers that have addresses.
 func (a *app) completeOwners(ctx context.Context) (list []cobra.Completion) {
-	addrs, _ := a.plugin.Addresses(ctx)
+	addrs, _ := a.addresses(ctx)
 	for _, d := range addrs {
 		if d.Container != "" {
 			list = append(list, cobra.CompletionWithDesc(d.Container, d.External.String()))
@@ -62,9 +64,16 @@ func (a *app) completeOwners(ctx context.Context) (list []cobra.Completion) {
 	return list
 }
 
-func (a *app) completeContainers(ctx context.Context) []cobra.Completion {
-	names, _ := a.engine.Containers(ctx)
-	return names
+// completeContainers are those on a network of extip.
+func (a *app) completeContainers(ctx context.Context) (list []cobra.Completion) {
+	networks, _ := a.plugin.Networks(ctx)
+	containers, _ := a.engine.Containers(ctx)
+	for _, c := range containers {
+		if slices.ContainsFunc(networks, func(n driver.NetworkInfo) bool { return c.endpoints[n.ID] != "" }) {
+			list = append(list, c.name)
+		}
+	}
+	return list
 }
 
 func (a *app) completeReservations(ctx context.Context) (list []cobra.Completion) {

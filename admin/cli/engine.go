@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 )
 
@@ -16,8 +17,8 @@ import (
 type engine interface {
 	// Networks are the names of all networks, by id.
 	Networks(context.Context) (map[string]string, error)
-	// Containers are the names of all that run.
-	Containers(context.Context) ([]string, error)
+	// Containers are all that run, by their names.
+	Containers(context.Context) ([]container, error)
 	// Container finds one by its name or id, or a unique beginning of that.
 	Container(context.Context, string) (container, error)
 }
@@ -66,7 +67,7 @@ func (d *docker) Networks(ctx context.Context) (map[string]string, error) {
 	return names, nil
 }
 
-func (d *docker) Containers(ctx context.Context) ([]string, error) {
+func (d *docker) Containers(ctx context.Context) ([]container, error) {
 	if d.err != nil {
 		return nil, d.err
 	}
@@ -74,17 +75,16 @@ func (d *docker) Containers(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	var all []container
 	for _, c := range list.Items {
-		for _, name := range c.Names {
-			// Those with another slash are links'.
-			if name = strings.TrimPrefix(name, "/"); !strings.Contains(name, "/") {
-				names = append(names, name)
-			}
+		// Names with another slash are links'.
+		i := slices.IndexFunc(c.Names, func(name string) bool { return strings.LastIndex(name, "/") <= 0 })
+		if i >= 0 && c.NetworkSettings != nil {
+			all = append(all, container{strings.TrimPrefix(c.Names[i], "/"), endpoints(c.NetworkSettings.Networks)})
 		}
 	}
-	slices.Sort(names)
-	return names, nil
+	slices.SortFunc(all, func(a, b container) int { return strings.Compare(a.name, b.name) })
+	return all, nil
 }
 
 func (d *docker) Container(ctx context.Context, name string) (container, error) {
@@ -98,16 +98,22 @@ func (d *docker) Container(ctx context.Context, name string) (container, error) 
 	if err != nil {
 		return container{}, err
 	}
-	c := container{strings.TrimPrefix(answer.Container.Name, "/"), map[string]string{}}
-	if answer.Container.NetworkSettings == nil {
-		return c, errors.New("the engine tells no networks of it")
-	}
-	for _, e := range answer.Container.NetworkSettings.Networks {
-		if e != nil && e.EndpointID != "" {
-			c.endpoints[e.NetworkID] = e.EndpointID
-		}
+	c := container{name: strings.TrimPrefix(answer.Container.Name, "/")}
+	if answer.Container.NetworkSettings != nil {
+		c.endpoints = endpoints(answer.Container.NetworkSettings.Networks)
 	}
 	return c, nil
+}
+
+// endpoints are those of a container that runs, by network id.
+func endpoints(settings map[string]*network.EndpointSettings) map[string]string {
+	ids := map[string]string{}
+	for _, e := range settings {
+		if e != nil && e.EndpointID != "" {
+			ids[e.NetworkID] = e.EndpointID
+		}
+	}
+	return ids
 }
 
 // endpointOf resolves a CONTAINER argument to its endpoint on a network of the

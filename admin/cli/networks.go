@@ -12,8 +12,8 @@ import (
 	"github.com/extip/extip/driver"
 )
 
-// network is one with its name of the engine's.
-type network struct {
+// namedNetwork is one with its name of the engine's.
+type namedNetwork struct {
 	driver.NetworkInfo
 	Name string `json:"name,omitempty"`
 }
@@ -31,10 +31,10 @@ func (a *app) networks() *cobra.Command {
 				return err
 			}
 			names := a.networkNames(cmd.Context())
-			list := make([]network, len(infos))
+			list := make([]namedNetwork, len(infos))
 			rows := make([][]string, len(infos))
 			for i, n := range infos {
-				list[i] = network{n, names[n.ID]}
+				list[i] = namedNetwork{n, names[n.ID]}
 				pool, free := "-", "-"
 				if n.Pool != "" {
 					pool, free = n.Pool, fmt.Sprintf("%d/%d", n.Free, n.Size)

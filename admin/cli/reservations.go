@@ -7,8 +7,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-
-	"github.com/extip/extip/driver"
 )
 
 func (a *app) reservations() *cobra.Command {
@@ -25,7 +23,7 @@ container asks for one by the option extip.reservation.`,
 			if err != nil {
 				return err
 			}
-			used, err := a.plugin.Addresses(cmd.Context())
+			used, err := a.addresses(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -50,14 +48,14 @@ container asks for one by the option extip.reservation.`,
 }
 
 // owners names the containers that have any of some addresses.
-func owners(used []driver.Address, addrs []netip.Addr) string {
+func owners(used []address, addrs []netip.Addr) string {
 	var names []string
 	seen := map[string]bool{}
 	for _, want := range addrs {
 		for _, d := range used {
 			if d.External == want && !seen[d.Endpoint] {
 				seen[d.Endpoint] = true
-				names = append(names, address{Address: d}.container())
+				names = append(names, d.container())
 			}
 		}
 	}
