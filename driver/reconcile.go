@@ -348,8 +348,8 @@ func (r *repair) endpointsAgain() {
 	r.eachEndpoint(func(n *network, e *endpoint) {
 		host, _ := link.VethNames(e.rec.ID)
 		have, ok := r.found.Links[host]
-		if !ok || e.changed.After(r.began) {
-			return // an orphan for the next time, or newer than the survey
+		if !ok || e.changed.After(r.began) || e.rec.State == store.Retired {
+			return // an orphan for the next time, newer than the survey, or about to go
 		}
 		var steps []step
 		switch note := endpointNote(e.rec); {
