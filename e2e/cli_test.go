@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"encoding/json"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,7 +38,7 @@ func (l *lab) status() map[string]string {
 // TestCLI operates a host as one would: it looks, attaches, detaches, moves and
 // reserves, beside a flow that loses no packet by it.
 func TestCLI(t *testing.T) {
-	lab := newLab(t, options{})
+	lab := newLab(t, options{plugin: []string{"--metrics", "127.0.0.1:9323"}})
 	before := lab.host.Dump()
 	if got := lab.extip("status"); got != "no container has an external address" {
 		t.Errorf("of nothing: %q", got)
@@ -116,6 +118,16 @@ func TestCLI(t *testing.T) {
 	ask(t, []question{{lab.outside, "tcp", "203.0.113.61:80", "shop saw " + outsideAddr}})
 	lab.extip("unreserve", "shop")
 
+	scrape := lab.scrape("127.0.0.1:9323")
+	for _, want := range []string{
+		`extip_call_duration_seconds_count{call="Join",result="ok"} 3`, `extip_call_duration_seconds_count{call="CreateEndpoint",result="error"} 1`,
+		`state="published"} 3`, `extip_pool_size{network="`, `"} 7`, `extip_repairs_total{cause="timer"} 0`,
+	} {
+		if !strings.Contains(scrape, want) {
+			t.Errorf("no %s in:\n%s", want, grep(scrape, "extip_"))
+		}
+	}
+
 	lostNone(t, "attach, detach, reserve", map[string]*flow{"in": in, "out": out})
 	lab.docker("rm", "-f", "web", "mail", "shop")
 	lab.docker("network", "rm", "web")
@@ -131,6 +143,25 @@ func TestCLI(t *testing.T) {
 			t.Errorf("no event %s in:\n%s", kind, text)
 		}
 	}
+}
+
+// scrape is what Prometheus would see on the host.
+func (l *lab) scrape(addr string) string {
+	l.t.Helper()
+	var text []byte
+	l.host.MustDo(func() error {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		if _, err := c.Write([]byte("GET /metrics HTTP/1.0\r\n\r\n")); err != nil {
+			return err
+		}
+		text, err = io.ReadAll(c)
+		return err
+	})
+	return string(text)
 }
 
 // TestMove moves an address under a running download, with and without --drain;
