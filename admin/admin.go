@@ -33,6 +33,7 @@ type Changer interface {
 	Attach(ctx context.Context, endpoint string, addrs []netip.Addr, dryRun bool) (driver.Report, error)
 	Detach(ctx context.Context, a netip.Addr, dryRun bool) (driver.Report, error)
 	Move(ctx context.Context, a netip.Addr, endpoint string, drain, dryRun bool) (driver.Report, error)
+	SetFilter(endpoint, ports, allow string, dryRun bool) (driver.Report, error)
 	Reserve(name string, addrs []netip.Addr, dryRun bool) (driver.Report, error)
 	Unreserve(name string, dryRun bool) (driver.Report, error)
 	// Reconcile lists what it repaired.
@@ -93,6 +94,16 @@ type MoveRequest struct {
 	Endpoint string     `json:"endpoint"`
 	Drain    bool       `json:"drain,omitempty"`
 	DryRun   bool       `json:"dry_run,omitempty"`
+}
+
+// FilterRequest asks that an endpoint let in other clients, or to other ports.
+// Ports and Allow are in the form of the options extip.ports and extip.allow; ""
+// leaves what is.
+type FilterRequest struct {
+	Endpoint string `json:"endpoint"`
+	Ports    string `json:"ports,omitempty"`
+	Allow    string `json:"allow,omitempty"`
+	DryRun   bool   `json:"dry_run,omitempty"`
 }
 
 // ReserveRequest asks that addresses be kept under a name.

@@ -108,6 +108,8 @@ func TestAPI(t *testing.T) {
 		{"POST", "/v1/reconcile", `{}`, 200, `{"done":["+ reconcile for operator"],"left":[]}`},
 		{"POST", "/v1/reconcile", `{"dry_run":true}`, 200, `{"done":[],"left":[]}`},
 		{"POST", "/v1/attach", `{}`, 400, `{"error":{"code":"bad_request","message":"endpoint: it is missing"}}`},
+		{"POST", "/v1/filter", `{"endpoint":"e2","ports":"tcp/80","dry_run":true}`, 200, `{"done":["+ filter of e2: ports \"tcp/80\", allow \"\", dry"],"left":["nothing"]}`},
+		{"POST", "/v1/filter", `{"endpoint":"e2"}`, 400, `{"error":{"code":"bad_request","message":"endpoint, and ports or allow: they are needed"}}`},
 		{"POST", "/v1/move", `{"endpoint":"e1"}`, 400, `{"error":{"code":"bad_request","message":"address: it is missing"}}`},
 		{"POST", "/v1/reserve", `{"name":"mail"}`, 400, `{"error":{"code":"bad_request","message":"name and addresses: both are needed"}}`},
 		{"POST", "/v1/detach", `{"address":"nowhere"}`, 400, `{"error":{"code":"bad_request","message":"the request is not understood: ParseAddr(\"nowhere\"): unable to parse IP"}}`},

@@ -67,6 +67,12 @@ func calls() []call {
 			}
 			return p.Move(ctx, q.Address, q.Endpoint, q.Drain, q.DryRun)
 		}),
+		change("filter", func(_ context.Context, p Plugin, q FilterRequest) (driver.Report, error) {
+			if q.Endpoint == "" || q.Ports+q.Allow == "" {
+				return driver.Report{}, failure(CodeBadRequest, "endpoint, and ports or allow: they are needed")
+			}
+			return p.SetFilter(q.Endpoint, q.Ports, q.Allow, q.DryRun)
+		}),
 		change("reserve", func(_ context.Context, p Plugin, q ReserveRequest) (driver.Report, error) {
 			if q.Name == "" || len(q.Addresses) == 0 {
 				return driver.Report{}, failure(CodeBadRequest, "name and addresses: both are needed")

@@ -64,7 +64,7 @@ func (c *Client) Check(ctx context.Context) ([]string, error) {
 	return d.Differences, err
 }
 
-// Attach, Detach, Move, Reserve, Unreserve and Reconcile ask for changes. The
+// Attach, Detach, Move, Filter, Reserve, Unreserve and Reconcile ask for changes. The
 // report is also set where only a part of one could be done.
 func (c *Client) Attach(ctx context.Context, q AttachRequest) (driver.Report, error) {
 	return c.change(ctx, "attach", q)
@@ -78,6 +78,11 @@ func (c *Client) Detach(ctx context.Context, q DetachRequest) (driver.Report, er
 // Move is described with Attach.
 func (c *Client) Move(ctx context.Context, q MoveRequest) (driver.Report, error) {
 	return c.change(ctx, "move", q)
+}
+
+// Filter is described with Attach.
+func (c *Client) Filter(ctx context.Context, q FilterRequest) (driver.Report, error) {
+	return c.change(ctx, "filter", q)
 }
 
 // Reserve is described with Attach.

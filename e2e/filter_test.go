@@ -56,5 +56,24 @@ func filters(t *testing.T, o options) {
 		return lab.outside.Ask("tcp", "203.0.113.56:80") != "" && lab.outside.Ask("tcp", "[2001:db8::56]:80") != ""
 	})
 	works()
+	// Changed while it runs: a conversation that was allowed ends at once.
+	in := startFlow(t, lab.outside, "203.0.113.58:80")
+	lab.extip("ports", "open", "tcp/8080,icmp")
+	ask(t, []question{
+		{lab.outside, "udp", "203.0.113.58:80", ""},
+		{lab.outside, "tcp", "203.0.113.58:8080", "open saw " + outsideAddr},
+	})
+	n := in.answered.Load()
+	ask(t, []question{{lab.outside, "udp", "203.0.113.58:80", ""}})
+	if more := in.answered.Load() - n; more > 0 {
+		t.Errorf("%d more answers after the change", more)
+	}
+	in.stop()
+	lab.extip("ports", "open", "all")
+	lab.extip("allow", "open", "203.0.113.201,2001:db8::201")
+	ask(t, []question{
+		{friend, "udp", "203.0.113.58:80", "open saw 203.0.113.201"},
+		{lab.outside, "tcp", "203.0.113.58:80", ""},
+	})
 	lab.docker("rm", "-f", "few", "friends", "open")
 }

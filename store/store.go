@@ -86,10 +86,10 @@ const (
 // Filter keeps nothing out.
 type Filter struct {
 	// Ports may be reached; none stands for all, of every protocol.
-	Ports []Ports `json:",omitempty"`
+	Ports []Ports `json:"ports,omitempty"`
 	// Allow may connect; none stands for everyone.
-	Allow  []netip.Prefix `json:",omitempty"`
-	Refuse Refuse         `json:",omitempty"`
+	Allow  []netip.Prefix `json:"allow,omitempty"`
+	Refuse Refuse         `json:"refuse,omitempty"`
 }
 
 // Equal tells whether two filters are the same.
@@ -99,8 +99,9 @@ func (f Filter) Equal(o Filter) bool {
 
 // Ports is a protocol by its name, and a range of its ports if it has any.
 type Ports struct {
-	Proto       string
-	First, Last uint16 `json:",omitempty"`
+	Proto string `json:"proto"`
+	First uint16 `json:"first,omitempty"`
+	Last  uint16 `json:"last,omitempty"`
 }
 
 // Refuse says what becomes of what a Filter keeps out.

@@ -95,6 +95,8 @@ func (a *app) verbs() []*cobra.Command {
 		a.attach(),
 		a.detach(),
 		a.move(),
+		a.ports(),
+		a.allow(),
 		a.reserve(),
 		a.unreserve(),
 		a.reconcile(),

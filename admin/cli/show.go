@@ -72,6 +72,10 @@ func (a *app) describe(out io.Writer, d address) {
 		line("source", "%s", d.Source)
 	}
 	line("egress", "%s", d.Egress)
+	if d.Ports != "" {
+		line("ports", "%s", d.Ports)
+		line("allow", "%s, and the rest is %s", d.Allow, map[string]string{"drop": "dropped", "reject": "rejected"}[d.Refuse])
+	}
 	if c := d.Conflicts; c != nil {
 		line("conflicts", "%d, the last one with %s, %s ago", c.Count, c.MAC, a.age(c.Last))
 	}

@@ -116,6 +116,11 @@ func (p *Plugin) Move(ctx context.Context, a netip.Addr, endpoint string, drain,
 	return p.change(ctx, "move %s to %s, drain %t%s", a, endpoint, drain, dry(dryRun))
 }
 
+// SetFilter implements admin.Changer.
+func (p *Plugin) SetFilter(endpoint, ports, allow string, dryRun bool) (driver.Report, error) {
+	return p.change(context.Background(), "filter of %s: ports %q, allow %q%s", endpoint, ports, allow, dry(dryRun))
+}
+
 // Reserve implements admin.Changer.
 func (p *Plugin) Reserve(name string, addrs []netip.Addr, dryRun bool) (driver.Report, error) {
 	return p.change(context.Background(), "reserve %v as %s%s", addrs, name, dry(dryRun))
