@@ -56,6 +56,14 @@ type About struct {
 	Started time.Time `json:"started"`
 }
 
+// Reservation is what the API says of a store.Reservation, whose form on disk
+// may change.
+type Reservation struct {
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+	Created   time.Time    `json:"created"`
+}
+
 // Addresses, Networks, Reservations and Differences are answers.
 type (
 	Addresses struct {
@@ -65,7 +73,7 @@ type (
 		Networks []driver.NetworkInfo `json:"networks"`
 	}
 	Reservations struct {
-		Reservations []store.Reservation `json:"reservations"`
+		Reservations []Reservation `json:"reservations"`
 	}
 	// Differences are lines; none means that all is as recorded.
 	Differences struct {

@@ -39,7 +39,11 @@ func calls() []call {
 		look("networks", func(s *Server) (Networks, error) { return Networks{list(s.plugin.NetworkInfos())}, nil }),
 		look("reservations", func(s *Server) (Reservations, error) {
 			records, err := s.plugin.Reservations()
-			return Reservations{list(records)}, err
+			answer := Reservations{[]Reservation{}}
+			for _, r := range records {
+				answer.Reservations = append(answer.Reservations, Reservation{r.Name, list(r.Addresses), r.Created})
+			}
+			return answer, err
 		}),
 		look("check", func(s *Server) (Differences, error) {
 			lines, err := s.plugin.Check()

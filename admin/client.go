@@ -11,7 +11,6 @@ import (
 	"net/http"
 
 	"github.com/extip/extip/driver"
-	"github.com/extip/extip/store"
 )
 
 // A Client asks a plugin over its control API. It may be used concurrently.
@@ -51,7 +50,7 @@ func (c *Client) Networks(ctx context.Context) ([]driver.NetworkInfo, error) {
 }
 
 // Reservations asks for all of them.
-func (c *Client) Reservations(ctx context.Context) ([]store.Reservation, error) {
+func (c *Client) Reservations(ctx context.Context) ([]Reservation, error) {
 	var r Reservations
 	err := c.look(ctx, "reservations", &r)
 	return r.Reservations, err

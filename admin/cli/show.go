@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
 
 	"github.com/spf13/cobra"
+
+	"github.com/extip/extip/driver"
 )
 
 func (a *app) show() *cobra.Command {
@@ -54,10 +57,11 @@ func (a *app) describe(out io.Writer, d address) {
 	line("endpoint", "%s", short(d.Endpoint))
 	line("internal", "%s", text(d.Internal))
 	line("network", "%s", d.network())
-	switch d.On {
-	case d.Parent:
+	switch {
+	case d.State == driver.StateDraining:
+	case d.On == d.Parent:
 		line("on", "%s", d.On)
-	case "":
+	case d.On == "":
 		line("on", "no interface: it is routed to this host by %s", d.Parent)
 	default:
 		line("on", "%s, by way of %s", d.On, d.Parent)
@@ -65,16 +69,18 @@ func (a *app) describe(out io.Writer, d address) {
 	if d.Reservation != "" {
 		line("reservation", "%s", d.Reservation)
 	}
-	switch {
-	case d.Detour:
+	if d.Detour {
 		line("source", "gateway: another network has the container's default route (else %s)", d.Source)
-	default:
+	} else {
 		line("source", "%s", d.Source)
 	}
-	line("egress", "%s", d.Egress)
-	if d.Ports != "" {
-		line("ports", "%s", d.Ports)
-		line("allow", "%s, and the rest is %s", d.Allow, map[string]string{"drop": "dropped", "reject": "rejected"}[d.Refuse])
+	if d.Egress != "" {
+		line("egress", "%s", d.Egress)
+	}
+	line("ports", "%s", cmp.Or(d.Ports, "all"))
+	line("allow", "%s", cmp.Or(d.Allow, "everyone"))
+	if d.Refuse != "" {
+		line("the rest", "%s", d.Refuse)
 	}
 	if c := d.Conflicts; c != nil {
 		line("conflicts", "%d, the last one with %s, %s ago", c.Count, c.MAC, a.age(c.Last))

@@ -36,6 +36,7 @@ func Example() *Plugin {
 				State: driver.StatePublished, Source: "client", Egress: "external", Since: Now.Add(-26 * time.Hour)},
 			{External: addr("203.0.113.57"), Internal: addr("172.31.0.3"), Container: "mail", Endpoint: Other, Network: Web, Parent: "br-ex", On: "br-ex",
 				State: driver.StateWithheld, Reason: "it is used by 02:42:ac:1f:00:09", Reservation: "mail", Source: "gateway", Egress: "external",
+				Ports: "tcp/25,tcp/587", Allow: "198.51.100.0/24", Refuse: "reject",
 				Since: Now.Add(-5 * time.Minute), Conflicts: &driver.Clash{MAC: "02:42:ac:1f:00:09", Count: 2, Last: Now.Add(-40 * time.Second)}},
 			{External: addr("203.0.113.58"), Internal: addr("172.31.0.4"), Container: long, Endpoint: Third, Network: Web, Parent: "br-ex",
 				State: driver.StatePublished, Source: "client", Egress: "host", Detour: true, Since: Now.Add(-72 * time.Hour)},
