@@ -7,7 +7,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -151,7 +150,7 @@ func socketOf(said string) string {
 			return managed[0]
 		}
 	}
-	return cmp.Or(said, AdminSocket)
+	return AdminSocket
 }
 
 // noVerb refuses words that are no verb, and says which one may be meant.
