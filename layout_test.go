@@ -17,6 +17,7 @@ var mayImport = map[string][]string{
 	"admin":              {"driver", "store"},
 	"admin/cli":          {"admin", "driver"},
 	"announce":           {},
+	"doctor":             {"link", "nat", "nat/iptables", "nat/nftables"},
 	"driver":             {"announce", "link", "nat", "pool", "store"},
 	"e2e/probe":          {},
 	"internal/admintest": {"driver", "store"},

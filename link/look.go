@@ -108,6 +108,9 @@ type Way struct {
 	// Refused says why the kernel would not send it, as the end of a
 	// sentence about the packet; the rest is then empty.
 	Refused string
+	// Source says that it is refused for where it comes from: by rp_filter,
+	// or as no host's.
+	Source bool
 }
 
 // A Journey is what the kernel is asked about: a packet from an address to
@@ -127,17 +130,20 @@ func (h *Host) Way(j Journey) (Way, error) {
 	}
 	routes, err := h.nl.RouteGetWithOptions(j.To.AsSlice(), opts)
 	for _, refusal := range []struct {
-		errno error
-		why   string
+		errno  error
+		why    string
+		source bool
 	}{
-		{unix.EXDEV, "is dropped by rp_filter: answers to it would leave elsewhere"},
-		{unix.ENETUNREACH, "has no route"},
-		{unix.EHOSTUNREACH, "has no route, or is not forwarded"},
-		{unix.EACCES, "is prohibited by a route or rule"},
-		{unix.EINVAL, "is dropped: a source like that can't come from there, or a route says blackhole"},
+		// One or the other, by the kernel's version (ip_route_input_slow,
+		// net/ipv4/route.c).
+		{unix.EXDEV, "is dropped for where it comes from", true},
+		{unix.EINVAL, "is dropped for where it comes from", true},
+		{unix.ENETUNREACH, "has no route", false},
+		{unix.EHOSTUNREACH, "has no route, or is not forwarded", false},
+		{unix.EACCES, "is prohibited by a route or rule", false},
 	} {
 		if errors.Is(err, refusal.errno) {
-			return Way{Refused: refusal.why}, nil
+			return Way{Refused: refusal.why, Source: refusal.source}, nil
 		}
 	}
 	if errors.As(err, &netlink.LinkNotFoundError{}) {

@@ -168,3 +168,22 @@ func fields(rule string) (words []string) {
 	}
 	return words
 }
+
+// Unadmitted tells whether a ruling that drops a forwarded packet is one that
+// Admission's rules would keep from doing it, and that these are missing or not
+// asked. It is only ever so of the iptables that Admission uses.
+func (rs *Ruleset) Unadmitted(r nat.Ruling, p nat.Packet) bool {
+	if len(rs.listings) == 0 || r.Table != tableFilter || r.Base != "FORWARD" {
+		return false
+	}
+	for _, l := range rs.listings[:min(2, len(rs.listings))] {
+		if l.tool != r.Tool {
+			continue
+		}
+		t := l.tables[tableFilter]
+		j := &judge{listing: l, table: tableFilter, base: "FORWARD", held: t, packet: p}
+		asked := slices.ContainsFunc(t.chains["FORWARD"], func(rule string) bool { return targetOf(rule) == chainForward })
+		return !asked || j.chain(chainForward, 0) != ends
+	}
+	return false
+}
