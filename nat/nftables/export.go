@@ -93,7 +93,7 @@ func (c chain) text(out *strings.Builder, name string, f family) {
 			map[nftables.ChainPolicy]string{nftables.ChainPolicyAccept: "accept", nftables.ChainPolicyDrop: "drop"}[c.hook.policy])
 	}
 	for _, r := range c.rules {
-		fmt.Fprintf(out, "\t\t%s\n", spellRule(f, exprsOf(attrs(r)), func(string) *heldSet { return nil }))
+		fmt.Fprintf(out, "\t\t%s\n", spellRule(f, exprsOf(attrs(r)), func(name string) *heldSet { return nil }))
 	}
 	out.WriteString("\t}\n")
 }

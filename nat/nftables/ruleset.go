@@ -54,6 +54,7 @@ type heldExpr struct {
 // heldSet is somebody's set or map.
 type heldSet struct {
 	flags    uint32
+	size     int            // of a key, in bytes
 	fields   []int          // lengths of a concatenation's parts, in bytes
 	elements []element      // sorted by key
 	index    map[string]int // of elements by key
@@ -196,7 +197,7 @@ func exprsOf(list attrs) (exprs []heldExpr) {
 
 func (k *kernel) takeSet(rs *Ruleset, family uint8, a attrs) error {
 	p := place{family, a.find(unix.NFTA_SET_TABLE).string(), a.find(unix.NFTA_SET_NAME).string()}
-	s := &heldSet{flags: a.number32(unix.NFTA_SET_FLAGS), index: map[string]int{}}
+	s := &heldSet{flags: a.number32(unix.NFTA_SET_FLAGS), size: int(a.number32(unix.NFTA_SET_KEY_LEN)), index: map[string]int{}}
 	for _, field := range a.find(unix.NFTA_SET_DESC, setDescConcat).each() {
 		s.fields = append(s.fields, int(field.number32(setFieldLen)))
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,11 +18,21 @@ func (rs *Ruleset) spell(c *held, r heldRule) string {
 }
 
 func spellRule(f family, exprs []heldExpr, set func(name string) *heldSet) string {
-	s := &speller{family: f, subjects: map[int]string{}, values: map[int][]byte{}, masks: map[int][]byte{}, set: set}
+	s := &speller{family: f, subjects: map[int]string{}, sizes: map[int]int{}, values: map[int][]byte{}, masks: map[int][]byte{}, set: set}
 	for _, e := range exprs {
 		s.expr(e)
 	}
-	return strings.Join(s.words, " ")
+	// nft leaves out what the next words imply.
+	words := slices.Clone(s.words)
+	for i := len(words) - 2; i >= 0; i-- {
+		for _, implied := range [][2]string{{"meta nfproto ipv4", "ip "}, {"meta nfproto ipv6", "ip6 "}, {"meta l4proto tcp", "tcp "}, {"meta l4proto udp", "udp "}} {
+			if words[i] == implied[0] && strings.HasPrefix(words[i+1], implied[1]) {
+				words = slices.Delete(words, i, i+1)
+				break
+			}
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // familyOfChain is by which family's header a chain's rules go; of inet, IPv4's
@@ -32,6 +43,7 @@ func familyOfChain(f uint8) family { return family{v6: f == unix.NFPROTO_IPV6} }
 type speller struct {
 	family   family
 	subjects map[int]string // by offset of the register
+	sizes    map[int]int    // of what is there, in bytes
 	values   map[int][]byte // of immediates
 	masks    map[int][]byte
 	proto    byte // of the transport, once a rule has asked for it
@@ -50,6 +62,7 @@ func (s *speller) expr(e heldExpr) {
 		s.meta(a)
 	case "payload":
 		s.subject(a.number32(unix.NFTA_PAYLOAD_DREG), s.payload(a))
+		s.sizes[offset(a.number32(unix.NFTA_PAYLOAD_DREG))] = int(a.number32(unix.NFTA_PAYLOAD_LEN))
 	case "ct":
 		s.subject(a.number32(unix.NFTA_CT_DREG), spellCt(a))
 	case "fib":
@@ -78,6 +91,7 @@ func (s *speller) expr(e heldExpr) {
 		s.say("masquerade")
 	case "redir":
 		s.say("redirect")
+	case "byteorder": // nft doesn't show it either
 	case "counter", "log", "reject", "notrack":
 		s.say("%s", e.name)
 	default:
@@ -91,7 +105,10 @@ func (s *speller) subject(reg uint32, words string) {
 		at := offset(reg)
 		delete(s.masks, at)
 		delete(s.values, at)
-		s.subjects[at] = words
+		s.subjects[at], s.sizes[at] = words, 4
+		if strings.HasSuffix(words, "ifname") {
+			s.sizes[at] = unix.IFNAMSIZ
+		}
 	}
 }
 
@@ -291,8 +308,13 @@ func (s *speller) lookup(a attrs) {
 	at := offset(a.number32(unix.NFTA_LOOKUP_SREG))
 	subject := s.subjects[at]
 	words := "@" + name
-	if set := s.set(name); set != nil && strings.HasPrefix(name, "__") {
-		words = s.anonymous(subject, set)
+	if set := s.set(name); set != nil {
+		if strings.HasPrefix(name, "__") {
+			words = s.anonymous(subject, set)
+		}
+		for next := at + (s.sizes[at]+3)&^3; next-at < set.size && s.sizes[next] > 0; next += (s.sizes[next] + 3) &^ 3 {
+			subject += " . " + s.subjects[next]
+		}
 	}
 	to := a.find(unix.NFTA_LOOKUP_DREG)
 	switch {
