@@ -146,6 +146,7 @@ func breakages(v variant) []breakage {
 func TestBreakages(t *testing.T) {
 	for _, v := range []variant{{"nftables", "nft"}, {"nftables", "legacy"}, {"iptables", "nft"}, {"iptables", "legacy"}} {
 		t.Run(v.backend+"-beside-iptables-"+v.flavour, func(t *testing.T) {
+			t.Parallel() // most of the time is waiting for answers that don't come
 			nettest.RequireTool(t, "iptables-"+v.flavour)
 			l := newLab(t, v)
 			l.healthy(t)

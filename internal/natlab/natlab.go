@@ -176,3 +176,6 @@ func Variants(flavour string) (vs []Variant) {
 func (v Variant) String() string {
 	return strings.Join([]string{v.docker.name, "bridgenf" + v.bridgeNF, "rpfilter" + v.rpFilter}, "-")
 }
+
+// Bare is a lab without Docker's rules.
+func Bare() Variant { return Variant{Flavour: "nft", bridgeNF: "0", rpFilter: "0"} }
