@@ -58,8 +58,8 @@ type Doctor struct {
 	// IPTables is the name or path of the iptables that is used; "" for the
 	// one on PATH.
 	IPTables string
-	// Probe asks the neighbours on a parent who else has addresses; nil if
-	// nobody is to be asked.
+	// Probe asks the neighbours on a parent who else has addresses, the
+	// first 64 of each; nil if nobody is to be asked.
 	Probe func(ctx context.Context, parent string, addrs []netip.Addr) (map[netip.Addr]net.HardwareAddr, error)
 	// Nftables tells whether the kernel can translate with nftables; nil if
 	// that isn't to be tried.

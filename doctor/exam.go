@@ -22,12 +22,19 @@ type exam struct {
 	tables   *iptables.Ruleset
 	// own tells the host's own addresses.
 	own map[netip.Addr]bool
+	// peers are what somebody has found out.
+	peers map[peerKey]netip.Addr
 	// failed is what could not be looked at.
 	failed []error
 }
 
+type peerKey struct {
+	parent string
+	v4     bool
+}
+
 func (d *Doctor) exam(ctx context.Context, s Subject) (*exam, error) {
-	x := &exam{Doctor: d, ctx: ctx, subject: s, networks: map[string]Network{}, own: map[netip.Addr]bool{}}
+	x := &exam{Doctor: d, ctx: ctx, subject: s, networks: map[string]Network{}, own: map[netip.Addr]bool{}, peers: map[peerKey]netip.Addr{}}
 	for _, n := range s.Networks {
 		x.networks[n.ID] = n
 	}
@@ -96,6 +103,14 @@ func (x *exam) iface(name string) nat.Interface {
 // somebody is an address of a family that a client on a parent's side may
 // have: the next router, or a neighbour.
 func (x *exam) somebody(parent string, like netip.Addr) netip.Addr {
+	key := peerKey{parent, like.Is4()}
+	if _, known := x.peers[key]; !known {
+		x.peers[key] = x.findSomebody(parent, like)
+	}
+	return x.peers[key]
+}
+
+func (x *exam) findSomebody(parent string, like netip.Addr) netip.Addr {
 	gateways, err := x.Host.Gateways()
 	x.noted(err)
 	for _, a := range x.links[parent].Addresses {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/extip/extip/link"
+	"github.com/extip/extip/nat"
 )
 
 // repair is the command that has the plugin make the kernel match its records.
@@ -38,7 +39,7 @@ func (x *exam) parents() (found []Finding) {
 			found = append(found, x.goneParent(name))
 		case !l.On:
 			found = append(found, Finding{Level: Fail, Seen: name + " is switched off", Why: "nothing reaches its external addresses",
-				Remedy: "ip link set dev " + name + " up"})
+				Remedy: nat.Shell("ip", "link", "set", "dev", name, "up")})
 		case !l.Carrier:
 			found = append(found, x.noCarrier(name))
 		}
@@ -56,7 +57,7 @@ func (x *exam) goneParent(name string) Finding {
 				return s.External == a.Addr() && x.networks[s.Network].On == name
 			}) {
 				f.Seen += fmt.Sprintf("; its address %s is on %s: was it renamed?", a.Addr(), other)
-				f.Remedy = fmt.Sprintf("ip link set dev %s name %s", other, name)
+				f.Remedy = nat.Shell("ip", "link", "set", "dev", other, "name", name)
 				return f
 			}
 		}
@@ -67,11 +68,11 @@ func (x *exam) goneParent(name string) Finding {
 // noCarrier: a bridge has one while a port has.
 func (x *exam) noCarrier(name string) Finding {
 	f := Finding{Level: Fail, Seen: name + " has no carrier", Why: "nothing reaches its external addresses: is the cable, or the other end, all right?",
-		Remedy: "ethtool " + name}
+		Remedy: nat.Shell("ethtool", name)}
 	var off []string
 	for _, port := range slices.Sorted(maps.Keys(x.links)) {
 		if l := x.links[port]; l.Master == name && !l.On {
-			off = append(off, "ip link set dev "+port+" up")
+			off = append(off, nat.Shell("ip", "link", "set", "dev", port, "up"))
 			f.Seen += "; its port " + port + " is switched off"
 		}
 	}
@@ -93,7 +94,7 @@ func (x *exam) forwarding() (found []Finding) {
 	}
 	add := func(path string) {
 		found = append(found, Finding{Level: Fail, Seen: link.SettingName(path) + " is 0",
-			Why: "the host passes nothing on to containers", Remedy: "sysctl -w " + link.SettingName(path) + "=1"})
+			Why: "the host passes nothing on to containers", Remedy: nat.Shell("sysctl", "-w", link.SettingName(path)+"=1")})
 	}
 	switch {
 	case !of.V4:
@@ -103,7 +104,9 @@ func (x *exam) forwarding() (found []Finding) {
 		// Both ways matter: each interface decides about what comes in by it.
 		var names []string
 		for _, n := range x.subject.Networks {
-			names = append(names, n.Parent, n.Bridge)
+			if !n.Internal {
+				names = append(names, n.Parent, n.Bridge)
+			}
 		}
 		slices.Sort(names)
 		for _, name := range slices.Compact(names) {
@@ -128,7 +131,7 @@ func (x *exam) routers() (found []Finding) {
 		if value, ok := x.setting(path); of.V6 && ok && value == 1 {
 			found = append(found, Finding{Level: Warn, Seen: link.SettingName(path) + " is 1, and the host forwards",
 				Why:    "it doesn't listen to router advertisements then, and loses routes and addresses that it had from them",
-				Remedy: "sysctl -w " + link.SettingName(path) + "=2"})
+				Remedy: nat.Shell("sysctl", "-w", link.SettingName(path)+"=2")})
 		}
 	}
 	return found
@@ -189,7 +192,7 @@ func (x *exam) portTrouble(a Address) (seen, remedy string) {
 		return "switched off", repair
 	case !l.Carrier:
 		if a.Container != "" {
-			return "without a carrier: the container's end is down", "docker restart " + a.Container
+			return "without a carrier: the container's end is down", nat.Shell("docker", "restart", a.Container)
 		}
 		return "without a carrier: the container's end is down", "docker ps"
 	}
@@ -210,7 +213,7 @@ func (x *exam) hairpins() (found []Finding) {
 	}
 	var remedies []string
 	for _, p := range ports {
-		remedies = append(remedies, "bridge link set dev "+p+" hairpin on")
+		remedies = append(remedies, nat.Shell("bridge", "link", "set", "dev", p, "hairpin", "on"))
 	}
 	return []Finding{{Level: Fail, Seen: names(ports) + " without hairpin mode, and net.bridge.bridge-nf-call-iptables is 1",
 		Why: "the container can't reach itself by its external address", Remedy: strings.Join(remedies, " && ")}}
@@ -277,7 +280,7 @@ func removeAddrs(from string, addrs []string) string {
 	var commands []string
 	for _, a := range addrs {
 		// Whatever its length: ip flushes what is equal to a single address.
-		commands = append(commands, "ip addr flush dev "+from+" to "+a)
+		commands = append(commands, nat.Shell("ip", "addr", "flush", "dev", from, "to", a))
 	}
 	return strings.Join(commands, " && ")
 }
@@ -295,14 +298,14 @@ func (x *exam) answers() (found []Finding) {
 		if !x.noted(err) || why == "" {
 			continue
 		}
-		remedy := "sysctl -w"
+		words := []string{"sysctl", "-w"}
 		for _, of := range []string{"all", n.Parent} {
 			path := "ipv4/conf/" + of + "/arp_ignore"
 			if value, ok := x.setting(path); ok && value > 0 {
-				remedy += " " + link.SettingName(path) + "=0"
+				words = append(words, link.SettingName(path)+"=0")
 			}
 		}
-		found = append(found, Finding{Level: Fail, Seen: "an external address " + why, Why: "neighbours can't find the external addresses", Remedy: remedy})
+		found = append(found, Finding{Level: Fail, Seen: "an external address " + why, Why: "neighbours can't find the external addresses", Remedy: nat.Shell(words...)})
 	}
 	return found
 }
@@ -316,7 +319,7 @@ func (x *exam) conflicts() (found []Finding) {
 			if x.working(n.Parent) {
 				found = append(found, conflict(a.External, a.Withheld))
 			}
-		case n.On != "" && x.working(n.Parent):
+		case n.On != "" && x.working(n.Parent) && len(ask[n.Parent]) < mostProbed:
 			ask[n.Parent] = append(ask[n.Parent], a.External)
 		}
 	}
@@ -335,6 +338,10 @@ func (x *exam) conflicts() (found []Finding) {
 	}
 	return found
 }
+
+// mostProbed is how many addresses of a parent the neighbours are asked for: each
+// takes three packets to everybody.
+const mostProbed = 64
 
 func conflict(a netip.Addr, what string) Finding {
 	return Finding{Level: Fail, Seen: fmt.Sprintf("%s %s", a, what),
@@ -356,7 +363,7 @@ func (x *exam) sources() (found []Finding) {
 		}
 		path := "ipv4/conf/" + name + "/rp_filter"
 		found = append(found, Finding{Level: Fail, Seen: fmt.Sprintf("rp_filter is 1 on %s, and the host has other uplinks", name),
-			Why: "packets from far away are dropped there: the host would send elsewhere to where they come from", Remedy: "sysctl -w " + link.SettingName(path) + "=2"})
+			Why: "packets from far away are dropped there: the host would send elsewhere to where they come from", Remedy: nat.Shell("sysctl", "-w", link.SettingName(path)+"=2")})
 	}
 	return found
 }

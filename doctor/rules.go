@@ -75,13 +75,13 @@ func (x *exam) legs(a Address) []leg {
 	bridge, parent := x.iface(n.Bridge), x.iface(n.Parent)
 	in := leg{"from " + n.Parent + " to " + n.Bridge,
 		nat.Packet{In: parent, Out: bridge, Src: peer, Dst: a.Internal, DNAT: true, OrigDst: a.External},
-		fmt.Sprintf("oifname %q accept", n.Bridge), "-o " + n.Bridge + " -j ACCEPT"}
+		fmt.Sprintf("oifname %q accept", n.Bridge), nat.Shell("-o", n.Bridge, "-j", "ACCEPT")}
 	back := leg{"back from " + n.Bridge,
 		nat.Packet{In: bridge, Out: parent, Src: a.Internal, Dst: peer, Reply: true, DNAT: true, OrigDst: a.External},
-		fmt.Sprintf("iifname %q ct state established,related accept", n.Bridge), "-i " + n.Bridge + " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"}
+		fmt.Sprintf("iifname %q ct state established,related accept", n.Bridge), nat.Shell("-i", n.Bridge, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT")}
 	out := leg{"from " + n.Bridge + " to " + n.Parent,
 		nat.Packet{In: bridge, Out: parent, Src: a.Internal, Dst: peer},
-		fmt.Sprintf("iifname %q oifname %q accept", n.Bridge, n.Parent), "-i " + n.Bridge + " -o " + n.Parent + " -j ACCEPT"}
+		fmt.Sprintf("iifname %q oifname %q accept", n.Bridge, n.Parent), nat.Shell("-i", n.Bridge, "-o", n.Parent, "-j", "ACCEPT")}
 	legs := []leg{in, back, out}
 	if x.bridgeFilters(a.External) {
 		within := in
@@ -174,11 +174,11 @@ func (b *blockade) finding() Finding {
 		if b.rule.Tool == "nft" {
 			commands = append(commands, fmt.Sprintf("insert rule %s %s %s %s", b.rule.Family, b.rule.Table, b.rule.Chain, accept))
 		} else {
-			commands = append(commands, fmt.Sprintf("%s -t %s -I %s %s", b.rule.Tool, b.rule.Table, b.rule.Chain, accept))
+			commands = append(commands, nat.Shell(b.rule.Tool, "-t", b.rule.Table, "-I", b.rule.Chain)+" "+accept)
 		}
 	}
 	if b.rule.Tool == "nft" {
-		f.Remedy = "nft '" + strings.Join(commands, "; ") + "'"
+		f.Remedy = nat.Shell("nft", strings.Join(commands, "; "))
 	} else {
 		f.Remedy = strings.Join(commands, " && ")
 	}

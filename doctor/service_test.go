@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/extip/extip/internal/nettest"
 )
 
 // listen serves on a socket.
@@ -97,5 +100,34 @@ func TestReport(t *testing.T) {
 		if len(line) > columns+1 && !strings.Contains(line, "long") {
 			t.Errorf("%d columns: %s", len(line), line)
 		}
+	}
+}
+
+// TestBoot: is the plugin started when the host boots, and before the engine?
+func TestBoot(t *testing.T) {
+	nettest.NewNode(t, "host") // /run is the test's own
+	if err := os.MkdirAll("/run/systemd/system", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll("/run/systemd") })
+	bin := t.TempDir()
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	x := &exam{Doctor: &Doctor{Plugin: listen(t, func(http.ResponseWriter, *http.Request) {})}, ctx: context.Background()}
+	for _, tt := range []struct{ name, loaded, enabled, before, want string }{
+		{"well", "loaded", "enabled", "docker.service shutdown.target", ""},
+		{"no unit", "not-found", "", "", ""},
+		{"not at boot", "loaded", "disabled", "docker.service", "warn: extip.service is disabled"},
+		{"too late", "loaded", "enabled", "shutdown.target", "warn: isn't started before docker.service"},
+	} {
+		script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *LoadState*) echo %s;; *is-enabled*) echo %s; test %s = enabled;; *Before*) echo %s;; esac\n",
+			tt.loaded, tt.enabled, "x"+tt.enabled, tt.before)
+		if err := os.WriteFile(filepath.Join(bin, "systemctl"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Run(tt.name, func(t *testing.T) { expect(t, x.plugin(), tt.want) })
+	}
+	x.Plugin = filepath.Join(bin, "nobody")
+	if found := x.plugin(); len(found) == 0 || found[0].Remedy != "systemctl start extip" {
+		t.Errorf("without a plugin: %s", Report(found))
 	}
 }

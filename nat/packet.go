@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // A Hook is where the kernel asks rules about packets; the numbers are the
@@ -82,4 +83,19 @@ type Ruling struct {
 func First(rulings []Ruling) []Ruling {
 	slices.SortStableFunc(rulings, func(a, b Ruling) int { return cmp.Compare(a.Priority, b.Priority) })
 	return rulings
+}
+
+// Shell writes a command's words so that a shell takes them as they are.
+func Shell(words ...string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		plain := w != ""
+		for _, c := range []byte(w) {
+			plain = plain && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-_./:,=+@%", c) >= 0)
+		}
+		if quoted[i] = w; !plain {
+			quoted[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(quoted, " ")
 }

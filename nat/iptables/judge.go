@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 
 // A judge leads a packet through the rules of a built-in chain.
 type judge struct {
+	rules    *Ruleset
 	listing  listing
 	table    string
 	base     string
@@ -51,7 +51,7 @@ func (j *judge) chain(name string, depth int) outcome {
 }
 
 func (j *judge) rule(chain string, at int, rule string, depth int) outcome {
-	words := fields(rule)
+	words := j.rules.split(rule)
 	end := slices.IndexFunc(words, func(w string) bool { return w == "-j" || w == "-g" })
 	if end < 0 || end+1 >= len(words) {
 		return passes // counts only
@@ -137,7 +137,7 @@ func (j *judge) decide(chain string, at int, ruling nat.Ruling) outcome {
 	if ruling.Rule == "" {
 		rule := j.held.chains[chain][at]
 		ruling.Rule = "-A " + chain + " " + rule
-		ruling.Undo = fmt.Sprintf("%s -t %s -D %s %s", j.listing.tool, j.table, chain, rule)
+		ruling.Undo = nat.Shell(append([]string{j.listing.tool, "-t", j.table, "-D", chain}, j.rules.split(rule)...)...)
 	}
 	j.ruling = &ruling
 	return ends

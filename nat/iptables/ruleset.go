@@ -14,7 +14,10 @@ import (
 // A Ruleset is everybody's rules of iptables, of both families and of each
 // flavour that there is a program for, as they were when it was read. It answers
 // what becomes of a packet, as far as it understands them.
-type Ruleset struct{ listings []listing }
+type Ruleset struct {
+	listings []listing
+	words    map[string][]string // of rules that were asked before
+}
 
 // A listing is what one program lists.
 type listing struct {
@@ -30,7 +33,7 @@ func Read(path string) (*Ruleset, error) {
 	if path == "" {
 		path = "iptables"
 	}
-	rs := &Ruleset{}
+	rs := &Ruleset{words: map[string][]string{}}
 	var errs []error
 	var flavours []string
 	for _, program := range []string{path, "iptables-nft", "iptables-legacy"} {
@@ -95,7 +98,7 @@ func (rs *Ruleset) Ask(h nat.Hook, p nat.Packet) []nat.Ruling {
 			if !ok || l.v6 != p.Dst.Is6() {
 				continue
 			}
-			j := &judge{listing: l, table: s.table, base: chain, priority: s.priority, held: t, packet: p}
+			j := &judge{rules: rs, listing: l, table: s.table, base: chain, priority: s.priority, held: t, packet: p}
 			if j.chain(chain, 0) == passes && t.drops[chain] {
 				j.decide(chain, 0, nat.Ruling{Drop: true, Rule: "policy DROP"})
 			}
@@ -117,8 +120,8 @@ func (rs *Ruleset) Names(addr netip.Addr) (rulings []nat.Ruling) {
 				continue
 			}
 			for i, rule := range rules {
-				if slices.ContainsFunc(fields(rule), func(word string) bool { return namesAddr(word, addr) }) {
-					j := &judge{listing: l, table: tableNat, base: chain, held: t}
+				if slices.ContainsFunc(rs.split(rule), func(word string) bool { return namesAddr(word, addr) }) {
+					j := &judge{rules: rs, listing: l, table: tableNat, base: chain, held: t}
 					j.decide(chain, i, nat.Ruling{})
 					rulings = append(rulings, *j.ruling)
 				}
@@ -139,6 +142,16 @@ func namesAddr(word string, addr netip.Addr) bool {
 	}
 	a, err := netip.ParseAddr(word)
 	return err == nil && a == addr
+}
+
+// split is fields, remembered.
+func (rs *Ruleset) split(rule string) []string {
+	words, known := rs.words[rule]
+	if !known {
+		words = fields(rule)
+		rs.words[rule] = words
+	}
+	return words
 }
 
 // fields splits a rule into words, of which quotes may hold several together.
@@ -181,7 +194,7 @@ func (rs *Ruleset) Unadmitted(r nat.Ruling, p nat.Packet) bool {
 			continue
 		}
 		t := l.tables[tableFilter]
-		j := &judge{listing: l, table: tableFilter, base: "FORWARD", held: t, packet: p}
+		j := &judge{rules: rs, listing: l, table: tableFilter, base: "FORWARD", held: t, packet: p}
 		asked := slices.ContainsFunc(t.chains["FORWARD"], func(rule string) bool { return targetOf(rule) == chainForward })
 		return !asked || j.chain(chainForward, 0) != ends
 	}

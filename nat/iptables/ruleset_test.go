@@ -20,7 +20,7 @@ COMMIT
 -A POSTROUTING -s 172.17.0.9/32 -o eth0 -j SNAT --to-source 192.0.2.61
 -A DOCKER -i docker0 -j RETURN
 -A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
--A DOCKER -d 192.0.2.61/32 -j DNAT --to-destination 172.17.0.3
+-A DOCKER -d 192.0.2.61/32 -m comment --comment "it's \"$(exit 3)\"" -j DNAT --to-destination 172.17.0.3
 COMMIT
 *filter
 :FORWARD DROP [0:0]

@@ -159,7 +159,7 @@ func (j *judge) decide(c *held, r heldRule, ruling nat.Ruling) outcome {
 	ruling.Priority, ruling.Ours = int(j.base.priority), c.table == tableName
 	if ruling.Rule == "" {
 		ruling.Rule = j.rs.spell(c, r)
-		ruling.Undo = fmt.Sprintf("nft delete rule %s %s %s handle %d", ruling.Family, c.table, c.name, r.handle)
+		ruling.Undo = nat.Shell("nft", "delete", "rule", ruling.Family, c.table, c.name, "handle", fmt.Sprint(r.handle))
 	}
 	j.ruling = &ruling
 	return ends
