@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/extip/extip/internal/nettest"
 )
@@ -51,13 +52,14 @@ func breakages(v variant) []breakage {
 		mapping = "iptables -t nat -F XIP-D-33"
 	}
 	return []breakage{
-		{name: "ip_forward", breaks: sh("sysctl -w net.ipv4.ip_forward=0"), check: "forwarding", seen: "net.ipv4.ip_forward is 0",
+		{name: "ip_forward", breaks: sh("sysctl -w net.ipv4.ip_forward=1; sysctl -w net.ipv4.ip_forward=0"), check: "forwarding",
+			seen:  "net.ipv4.conf.eth0.forwarding, net.ipv4.conf.eth1.forwarding, net.ipv4.conf.xip-n1.forwarding and net.ipv4.conf.xip-n2.forwarding are 0",
 			fails: []string{"in", "wan"}, about: in, stops: stepRoute},
 		{name: "forwarding of one interface", breaks: sh("sysctl -w net.ipv4.conf.eth0.forwarding=0"), check: "forwarding", seen: "net.ipv4.conf.eth0.forwarding is 0",
 			fails: []string{"in"}, about: in, stops: stepRoute},
-		{name: "IPv6 forwarding", breaks: sh("sysctl -w net.ipv6.conf.all.forwarding=0"), check: "forwarding", seen: "net.ipv6.conf.all.forwarding is 0",
+		{name: "IPv6 forwarding", breaks: sh("sysctl -w net.ipv6.conf.eth0.force_forwarding=0 || sysctl -w net.ipv6.conf.all.forwarding=0"), check: "forwarding", seen: "net.ipv6.conf",
 			fails: []string{"in6"}, about: in6, stops: stepRoute},
-		{name: "accept_ra", breaks: sh("sysctl -w net.ipv6.conf.eth0.accept_ra=1"), check: "router", seen: "accept_ra is 1", level: Warn, about: in6},
+		{name: "accept_ra", breaks: sh("sysctl -w net.ipv6.conf.eth0.forwarding=1; sysctl -w net.ipv6.conf.eth0.accept_ra=1"), check: "router", seen: "accept_ra is 1", level: Warn, about: in6},
 		{name: "our accepts gone", breaks: sh("iptables -F EXTIP-FORWARD"), check: "filter", seen: "FORWARD policy DROP",
 			fails: []string{"in", "out", "wan"}, about: in, stops: stepForward},
 		{name: "our jump gone", breaks: sh("iptables -D FORWARD -m comment --comment extip -j EXTIP-FORWARD"), check: "filter", seen: "FORWARD policy DROP",
@@ -166,8 +168,12 @@ func (l *lab) healthy(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, q := range l.questions() {
 		wg.Go(func() {
-			if !q.ok() {
-				t.Errorf("%s: not answered as it should be, %q", q, q.want)
+			// A bridge may take a moment to hear of a port that is up.
+			for end := time.Now().Add(15 * time.Second); !q.ok(); {
+				if time.Now().After(end) {
+					t.Errorf("%s: not answered as it should be, %q", q, q.want)
+					return
+				}
 			}
 		})
 	}

@@ -82,53 +82,67 @@ func (x *exam) noCarrier(name string) Finding {
 	return f
 }
 
-func (x *exam) forwarding() (found []Finding) {
-	var of link.Families
+func (x *exam) forwarding() []Finding {
+	var off []string
 	for _, n := range x.subject.Networks {
-		f := link.FamiliesOf(n.Subnets)
-		of = link.Families{V4: of.V4 || f.V4, V6: of.V6 || f.V6}
+		if n.Internal {
+			continue
+		}
+		interfaces := append([]string{n.Bridge, n.Parent}, n.Uplinks...)
+		for _, path := range x.notForwarding(link.FamiliesOf(n.Subnets), interfaces) {
+			if !slices.Contains(off, path) {
+				off = append(off, path)
+			}
+		}
 	}
+	if len(off) == 0 {
+		return nil
+	}
+	slices.Sort(off)
+	command := []string{"sysctl", "-w"}
+	var list []string
+	for _, path := range off {
+		list = append(list, link.SettingName(path))
+		command = append(command, link.SettingName(path)+"=1")
+	}
+	return []Finding{{Level: Fail, Seen: names(list) + " 0", Why: "the host passes on nothing that comes in there", Remedy: nat.Shell(command...)}}
+}
+
+// notForwarding are the settings that keep what comes in by interfaces from
+// being forwarded. For IPv6 the host has one for itself, and since Linux 6.17 for
+// each interface.
+func (x *exam) notForwarding(of link.Families, interfaces []string) (paths []string) {
 	off := func(path string) bool {
 		value, ok := x.setting(path)
 		return ok && value == 0
 	}
-	add := func(path string) {
-		found = append(found, Finding{Level: Fail, Seen: link.SettingName(path) + " is 0",
-			Why: "the host passes nothing on to containers", Remedy: nat.Shell("sysctl", "-w", link.SettingName(path)+"=1")})
-	}
-	switch {
-	case !of.V4:
-	case off("ipv4/ip_forward"):
-		add("ipv4/ip_forward")
-	default:
-		// Both ways matter: each interface decides about what comes in by it.
-		var names []string
-		for _, n := range x.subject.Networks {
-			if !n.Internal {
-				names = append(names, n.Parent, n.Bridge)
-			}
+	const whole = "ipv6/conf/all/forwarding"
+	for _, name := range interfaces {
+		if _, there := x.links[name]; !there {
+			continue
 		}
-		slices.Sort(names)
-		for _, name := range slices.Compact(names) {
-			if path := "ipv4/conf/" + name + "/forwarding"; name != "" && off(path) {
-				add(path)
-			}
+		if path := "ipv4/conf/" + name + "/forwarding"; of.V4 && off(path) {
+			paths = append(paths, path)
+		}
+		if !of.V6 || !off(whole) {
+			continue
+		}
+		path := "ipv6/conf/" + name + "/force_forwarding"
+		if value, ok := x.setting(path); !ok {
+			paths = append(paths, whole)
+		} else if value == 0 {
+			paths = append(paths, path)
 		}
 	}
-	if of.V6 && off("ipv6/conf/all/forwarding") {
-		add("ipv6/conf/all/forwarding")
-	}
-	return found
+	return paths
 }
 
 // routers: a host that forwards no longer hears routers, unless it is told to.
 func (x *exam) routers() (found []Finding) {
-	if on, ok := x.setting("ipv6/conf/all/forwarding"); !ok || on == 0 {
-		return nil
-	}
 	for name, of := range x.parentsOf() {
 		path := "ipv6/conf/" + name + "/accept_ra"
-		if value, ok := x.setting(path); of.V6 && ok && value == 1 {
+		routes, _ := x.setting("ipv6/conf/" + name + "/forwarding")
+		if value, ok := x.setting(path); of.V6 && ok && value == 1 && routes != 0 {
 			found = append(found, Finding{Level: Warn, Seen: link.SettingName(path) + " is 1, and the host forwards",
 				Why:    "it doesn't listen to router advertisements then, and loses routes and addresses that it had from them",
 				Remedy: nat.Shell("sysctl", "-w", link.SettingName(path)+"=2")})

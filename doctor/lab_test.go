@@ -212,7 +212,7 @@ func (l *lab) reconcile() {
 			n := &l.subject.Networks[i]
 			n.Mark = needs[n.Parent].Mark
 			s.Networks = append(s.Networks, n.Network)
-			if _, err := l.links.EnableForwarding(n.Parent, link.FamiliesOf(n.Subnets)); err != nil {
+			if _, err := l.links.EnableForwarding(n.Uplinks, link.FamiliesOf(n.Subnets)); err != nil {
 				return err
 			}
 		}

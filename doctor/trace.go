@@ -190,7 +190,7 @@ func (w *walk) nat() (string, bool) {
 	after, translated, dropped := w.enter(w.packet)
 	switch {
 	case dropped != nil:
-		return where(*dropped) + " drops it", false
+		return w.dropped(*dropped), false
 	case translated == nil:
 		return "no rule translates it: extip's mapping is missing", false
 	case translated.To != w.addr.Internal && !translated.To.IsValid():
@@ -202,9 +202,22 @@ func (w *walk) nat() (string, bool) {
 	return fmt.Sprintf("to %s, by %s", translated.To, where(*translated)), true
 }
 
+// dropped says that a rule drops the packet, or why it may not.
+func (w *walk) dropped(r nat.Ruling) string {
+	switch said := where(r) + " drops it"; {
+	case r.Doubt && w.question.Port == 0:
+		return said + ", unless it is to a port that a rule before accepts: name one"
+	case r.Doubt:
+		return said + ", unless a rule before, which is not understood here, accepts it"
+	default:
+		return said
+	}
+}
+
 func (w *walk) route() (string, bool) {
-	for _, s := range w.forwardingOff() {
-		return s + " is 0: the host forwards nothing", false
+	of := link.Families{V4: w.addr.External.Is4(), V6: w.addr.External.Is6()}
+	if off := w.notForwarding(of, []string{w.in, w.network.Bridge}); len(off) > 0 {
+		return link.SettingName(off[0]) + " is 0: the host doesn't forward", false
 	}
 	way, err := w.Host.Way(link.Journey{From: w.from, To: w.addr.Internal, In: w.in})
 	switch {
@@ -220,30 +233,15 @@ func (w *walk) route() (string, bool) {
 	return fmt.Sprintf("%s is reached by %s", w.addr.Internal, way.Out), true
 }
 
-// forwardingOff are the settings that keep the packet or its answer from being
-// forwarded.
-func (w *walk) forwardingOff() (names []string) {
-	paths := []string{"ipv4/ip_forward", "ipv4/conf/" + w.in + "/forwarding", "ipv4/conf/" + w.network.Bridge + "/forwarding"}
-	if w.addr.External.Is6() {
-		paths = []string{"ipv6/conf/all/forwarding"}
-	}
-	for _, path := range paths {
-		if value, ok := w.setting(path); ok && value == 0 {
-			names = append(names, link.SettingName(path))
-		}
-	}
-	return names
-}
-
 func (w *walk) forward() (string, bool) {
 	p := w.packet
 	p.Out = w.iface(w.network.Bridge)
 	if r := drop(w.ask(nat.Forward, p)); r != nil {
-		return where(*r) + " drops it", false
+		return w.dropped(*r), false
 	}
 	rulings := w.ask(nat.Postrouting, p)
 	if r := drop(rulings); r != nil {
-		return where(*r) + " drops it", false
+		return w.dropped(*r), false
 	}
 	if r := translation(rulings); r != nil {
 		if w.seen = r.To.String(); !r.To.IsValid() {
@@ -309,7 +307,7 @@ func (w *walk) answer() (string, bool) {
 	}
 	for _, h := range []nat.Hook{nat.Prerouting, nat.Forward, nat.Postrouting} {
 		if r := drop(w.ask(h, p)); r != nil {
-			return where(*r) + " drops it", false
+			return w.dropped(*r), false
 		}
 	}
 	detail := fmt.Sprintf("it leaves by %s, from %s again", w.in, w.question.To)

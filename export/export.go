@@ -137,6 +137,31 @@ type mapping struct {
 	Internal netip.Addr `json:"internal"`
 	Gateway  bool       `json:"gateway,omitempty"`
 	Egress   bool       `json:"egress"`
+	Filter   *filter    `json:"filter,omitempty"`
+}
+
+// filter is who may connect to what; proto is IANA's number.
+type filter struct {
+	Ports  []ports        `json:"ports,omitempty"`
+	Allow  []netip.Prefix `json:"allow,omitempty"`
+	Reject bool           `json:"reject,omitempty"`
+}
+
+type ports struct {
+	Proto uint8  `json:"proto"`
+	First uint16 `json:"first,omitempty"`
+	Last  uint16 `json:"last,omitempty"`
+}
+
+func filterOf(f *nat.Filter) *filter {
+	if f == nil {
+		return nil
+	}
+	out := &filter{Allow: f.Allow, Reject: f.Reject}
+	for _, p := range f.Ports {
+		out.Ports = append(out.Ports, ports(p))
+	}
+	return out
 }
 
 func writeJSON(w io.Writer, s Setup) error {
@@ -145,7 +170,7 @@ func writeJSON(w io.Writer, s Setup) error {
 		d.Networks = append(d.Networks, network{n.ID, n.Bridge, n.Uplinks, n.Subnets, n.Internal, n.Mark})
 	}
 	for _, m := range s.Mappings {
-		d.Mappings = append(d.Mappings, mapping{m.Endpoint, m.External, m.Internal, m.Gateway, m.Egress})
+		d.Mappings = append(d.Mappings, mapping{m.Endpoint, m.External, m.Internal, m.Gateway, m.Egress, filterOf(m.Filter)})
 	}
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")

@@ -14,7 +14,7 @@ import (
 func TestMain(m *testing.M) { nettest.Main(m) }
 
 func setup() Setup {
-	s := Setup{State: natlab.State()}
+	s := Setup{State: natlab.FilterState()}
 	for _, m := range s.Mappings {
 		s.Aliases = append(s.Aliases, Alias{m.External, "eth0"})
 	}
@@ -49,7 +49,8 @@ func TestStandalone(t *testing.T) {
 				l.Host.Run("sh", "-ec", commentedCommands(text))
 			}
 			l.Host.Run(file)
-			l.Check(t, "allowed", natlab.Ours(natlab.Allowed()))
+			l.Check(t, "allowed", natlab.Ours(natlab.FilterAllowed()))
+			l.Check(t, "forbidden by filters", natlab.Ours(natlab.FilterForbidden()))
 			l.Check(t, "forbidden", natlab.Ours(natlab.Forbidden()))
 		})
 	}
@@ -74,6 +75,15 @@ func TestJSON(t *testing.T) {
 	s := setup()
 	if len(d.Networks) != len(s.Networks) || len(d.Mappings) != len(s.Mappings) || len(d.Aliases) != len(s.Aliases) {
 		t.Errorf("got %+v", d)
+	}
+	filters := 0
+	for _, m := range d.Mappings {
+		if m.Filter != nil && len(m.Filter.Ports)+len(m.Filter.Allow) > 0 {
+			filters++
+		}
+	}
+	if filters != 8 {
+		t.Errorf("%d filters", filters)
 	}
 	if err := Write(&strings.Builder{}, "yaml", s); err == nil || !strings.Contains(err.Error(), "nft, iptables, json") {
 		t.Errorf("of an unknown format: %v", err)

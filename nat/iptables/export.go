@@ -7,7 +7,7 @@ import "github.com/extip/extip/nat"
 // state makes on a host without rules. What can't be written is left out and
 // reported as errors.
 func Export(s nat.State) (v4, v6 string, err error) {
-	good, err := s.Usable()
+	good, err := usable(s)
 	var files [2]string
 	for i, f := range families() {
 		m := newModel(f)

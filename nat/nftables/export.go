@@ -39,7 +39,7 @@ func (t *table) text(f family) string {
 		return cmpBool(t.chains[a].hook != (hook{}), t.chains[b].hook != (hook{}))
 	})
 	for _, name := range names {
-		t.chains[name].text(&out, name, f)
+		t.chains[name].text(&out, name, f, t.sets)
 	}
 	out.WriteString("}\n")
 	return out.String()
@@ -61,6 +61,12 @@ func (s *set) text(out *strings.Builder, name string) {
 		what, types = "map", s.kind.key+" : "+s.kind.value
 	}
 	fmt.Fprintf(out, "\t%s %s {\n\t\ttype %s\n", what, name, types)
+	if s.kind.ranges {
+		out.WriteString("\t\tflags interval\n")
+	}
+	if s.kind.counted {
+		out.WriteString("\t\tcounter\n")
+	}
 	for at, key := range slices.Sorted(maps.Keys(s.elements)) {
 		element := s.kind.spell(key)
 		if s.kind.key == nftables.TypeIFName.Name {
@@ -86,14 +92,27 @@ func (s *set) text(out *strings.Builder, name string) {
 	out.WriteString("\t}\n")
 }
 
-func (c chain) text(out *strings.Builder, name string, f family) {
+// size is a key's, in bytes: each of its parts begins a register of 4.
+func (k setKind) size() (size int) {
+	for name := range strings.SplitSeq(k.key, joined) {
+		for _, t := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName, nftables.TypeInetProto, nftables.TypeInetService} {
+			if t.Name == name {
+				size += (int(t.Bytes) + 3) &^ 3
+			}
+		}
+	}
+	return size
+}
+
+func (c chain) text(out *strings.Builder, name string, f family, sets map[string]*set) {
 	fmt.Fprintf(out, "\tchain %s {\n", name)
 	if c.hook != (hook{}) {
 		fmt.Fprintf(out, "\t\ttype %s hook %s priority %d; policy %s;\n", c.hook.kind, nat.Hook(c.hook.number), c.hook.priority,
 			map[nftables.ChainPolicy]string{nftables.ChainPolicyAccept: "accept", nftables.ChainPolicyDrop: "drop"}[c.hook.policy])
 	}
+	size := func(name string) *heldSet { return &heldSet{size: sets[name].kind.size()} }
 	for _, r := range c.rules {
-		fmt.Fprintf(out, "\t\t%s\n", spellRule(f, exprsOf(attrs(r)), func(name string) *heldSet { return nil }))
+		fmt.Fprintf(out, "\t\t%s\n", spellRule(f, exprsOf(attrs(r)), size))
 	}
 	out.WriteString("\t}\n")
 }
