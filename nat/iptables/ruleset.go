@@ -3,6 +3,7 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os/exec"
 	"slices"
@@ -199,4 +200,79 @@ func (rs *Ruleset) Unadmitted(r nat.Ruling, p nat.Packet) bool {
 		return !asked || j.chain(chainForward, 0) != ends
 	}
 	return false
+}
+
+// A Translation is somebody's rule that changes addresses, as far as it goes by
+// single addresses.
+type Translation struct {
+	// Ruling says where the rule is, what it says, and how to remove it.
+	nat.Ruling
+	// Source says that it is the source that is changed, to To, which is not
+	// valid for the address of the interface; otherwise it is the destination.
+	Source bool
+	// From and For are the single addresses, if any, that a packet must come
+	// from and be for.
+	From, For netip.Addr
+	// Rest are the other options that a packet must match.
+	Rest []string
+}
+
+// Translations are all but ours.
+func (rs *Ruleset) Translations() (list []Translation) {
+	for _, l := range rs.listings {
+		t := l.tables[tableNat]
+		for _, chain := range slices.Sorted(maps.Keys(t.chains)) {
+			if strings.HasPrefix(chain, ourPrefix) {
+				continue
+			}
+			for i, rule := range t.chains[chain] {
+				if tr, ok := translationOf(rs.split(rule)); ok {
+					j := &judge{rules: rs, listing: l, table: tableNat, base: chain, held: t}
+					j.decide(chain, i, nat.Ruling{To: tr.To})
+					tr.Ruling = *j.ruling
+					list = append(list, tr)
+				}
+			}
+		}
+	}
+	return list
+}
+
+// translationOf reads the words of a rule; ok is false if it translates nothing.
+func translationOf(words []string) (t Translation, ok bool) {
+	end := slices.Index(words, "-j")
+	if end < 0 || end+1 >= len(words) {
+		return t, false
+	}
+	switch words[end+1] {
+	case "DNAT", "SNAT":
+		t.Source = words[end+1] == "SNAT"
+		if i := slices.IndexFunc(words, func(w string) bool { return w == "--to-destination" || w == "--to-source" }); i >= 0 && i+1 < len(words) {
+			t.To, _ = addrOf(words[i+1])
+		}
+		if !t.To.IsValid() {
+			return t, false
+		}
+	case "MASQUERADE":
+		t.Source = true
+	default:
+		return t, false
+	}
+	for i := 0; i < end; i++ {
+		p, err := netip.ParsePrefix(words[min(i+1, end)])
+		single := err == nil && p.IsSingleIP() && (i == 0 || words[i-1] != "!")
+		switch {
+		case words[i] == "-s" && single:
+			t.From = p.Addr()
+			i++
+		case words[i] == "-d" && single:
+			t.For = p.Addr()
+			i++
+		case words[i] == "-m" || words[i] == "--comment":
+			i++ // says nothing about the packet
+		default:
+			t.Rest = append(t.Rest, words[i])
+		}
+	}
+	return t, true
 }
