@@ -12,7 +12,7 @@ import (
 
 // openControl binds what an operator looks through: the control API, and the
 // metrics if they are asked for. What it returns is to be run.
-func openControl(c config, d *driver.Driver, guard *driver.Guard, backend string, log logrus.FieldLogger) ([]func(context.Context) error, error) {
+func openControl(c config, d *driver.Driver, guard *driver.Guard, k kernel, log logrus.FieldLogger) ([]func(context.Context) error, error) {
 	access, err := admin.NewAccess(c.adminGroup)
 	if err != nil {
 		return nil, err
@@ -21,8 +21,8 @@ func openControl(c config, d *driver.Driver, guard *driver.Guard, backend string
 	if err != nil {
 		return nil, err
 	}
-	about := admin.About{Version: version, Backend: backend, Started: time.Now()}
-	server := admin.NewServer(d, about, access, log)
+	about := admin.About{Version: version, Backend: k.backend, Started: time.Now()}
+	server := admin.NewServer(newOperated(c, d, k), about, access, log)
 	runs := []func(context.Context) error{func(ctx context.Context) error { return server.Serve(ctx, socket) }}
 	if c.metrics == "" {
 		return runs, nil

@@ -14,13 +14,15 @@ const module = "github.com/extip/extip"
 // alone; what joins them is above them.
 var mayImport = map[string][]string{
 	"":                   {"*"}, // main
-	"admin":              {"driver", "store"},
-	"admin/cli":          {"admin", "driver"},
+	"admin":              {"doctor", "driver", "store"},
+	"admin/cli":          {"admin", "doctor", "driver"},
+	"adopt":              {"link", "nat", "nat/iptables"},
 	"announce":           {},
 	"doctor":             {"link", "nat", "nat/iptables", "nat/nftables"},
 	"driver":             {"announce", "link", "nat", "pool", "store"},
 	"e2e/probe":          {},
-	"internal/admintest": {"driver", "store"},
+	"export":             {"nat", "nat/iptables", "nat/nftables"},
+	"internal/admintest": {"doctor", "driver", "store"},
 	"internal/hosttest":  {"announce", "link", "nat"},
 	"internal/natlab":    {"internal/nettest", "nat"},
 	"internal/nattest":   {"internal/nettest", "nat"},

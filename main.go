@@ -73,7 +73,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 		return err
 	}
 	guard := driver.NewGuard(d, log)
-	control, err := openControl(c, d, guard, kernel.backend, log)
+	control, err := openControl(c, d, guard, kernel, log)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/extip/extip/doctor"
 	"github.com/extip/extip/driver"
 	"github.com/extip/extip/store"
 )
@@ -40,10 +41,20 @@ type Changer interface {
 	Reconcile(cause string) ([]string, error)
 }
 
-// Plugin is what the API stands for; *driver.Driver is one.
+// Examiner looks at the host as a whole, and not only at what is extip's.
+type Examiner interface {
+	Doctor(context.Context) ([]doctor.Finding, error)
+	Trace(context.Context, doctor.Question) ([]doctor.Step, error)
+	// Export writes what there should be on the host in one of the formats of
+	// package export.
+	Export(format string) (string, error)
+}
+
+// Plugin is what the API stands for: *driver.Driver, with an Examiner.
 type Plugin interface {
 	Looker
 	Changer
+	Examiner
 }
 
 // About says what runs.
@@ -74,6 +85,15 @@ type (
 	}
 	Reservations struct {
 		Reservations []Reservation `json:"reservations"`
+	}
+	Findings struct {
+		Findings []doctor.Finding `json:"findings"`
+	}
+	Steps struct {
+		Steps []doctor.Step `json:"steps"`
+	}
+	Export struct {
+		Text string `json:"text"`
 	}
 	// Differences are lines; none means that all is as recorded.
 	Differences struct {

@@ -8,8 +8,11 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"strconv"
 	"time"
 
+	"github.com/extip/extip/doctor"
 	"github.com/extip/extip/driver"
 )
 
@@ -48,6 +51,22 @@ func calls() []call {
 		look("check", func(s *Server) (Differences, error) {
 			lines, err := s.plugin.Check()
 			return Differences{list(lines)}, err
+		}),
+		inquire("doctor", func(ctx context.Context, p Plugin, _ url.Values) (Findings, error) {
+			found, err := p.Doctor(ctx)
+			return Findings{list(found)}, err
+		}),
+		inquire("trace", func(ctx context.Context, p Plugin, q url.Values) (Steps, error) {
+			question, err := questionOf(q)
+			if err != nil {
+				return Steps{}, err
+			}
+			steps, err := p.Trace(ctx, question)
+			return Steps{list(steps)}, err
+		}),
+		inquire("export", func(_ context.Context, p Plugin, q url.Values) (Export, error) {
+			text, err := p.Export(q.Get("format"))
+			return Export{text}, err
 		}),
 		{method: http.MethodGet, path: "events", answer: driver.Event{}, stream: (*Server).events},
 		change("attach", func(ctx context.Context, p Plugin, q AttachRequest) (driver.Report, error) {
@@ -107,6 +126,44 @@ func look[A any](path string, fn func(*Server) (A, error)) call {
 		method: http.MethodGet, path: path, answer: answer,
 		handle: func(s *Server, _ *http.Request) (any, error) { return fn(s) },
 	}
+}
+
+// inquire is a call that changes nothing, and takes its question from the query.
+func inquire[A any](path string, fn func(context.Context, Plugin, url.Values) (A, error)) call {
+	var answer A
+	return call{
+		method: http.MethodGet, path: path, answer: answer,
+		handle: func(s *Server, r *http.Request) (any, error) { return fn(r.Context(), s.plugin, r.URL.Query()) },
+	}
+}
+
+// questionOf reads a trace's question from a query: to, and port, proto, a
+// protocol's number, and from, if they are given.
+func questionOf(q url.Values) (question doctor.Question, err error) {
+	if question.To, err = netip.ParseAddr(q.Get("to")); err != nil {
+		return question, failure(CodeBadRequest, "to: %q is no address", q.Get("to"))
+	}
+	if text := q.Get("from"); text != "" {
+		if question.From, err = netip.ParseAddr(text); err != nil {
+			return question, failure(CodeBadRequest, "from: %q is no address", text)
+		}
+	}
+	for _, number := range []struct {
+		name string
+		bits int
+		to   func(uint64)
+	}{{"port", 16, func(n uint64) { question.Port = uint16(n) }}, {"proto", 8, func(n uint64) { question.Proto = uint8(n) }}} {
+		text := q.Get(number.name)
+		if text == "" {
+			continue
+		}
+		n, err := strconv.ParseUint(text, 10, number.bits)
+		if err != nil {
+			return question, failure(CodeBadRequest, "%s: %q is no number, or too large", number.name, text)
+		}
+		number.to(n)
+	}
+	return question, nil
 }
 
 // change is a call that does, one line of the log each.

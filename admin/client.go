@@ -9,7 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"strconv"
 
+	"github.com/extip/extip/doctor"
 	"github.com/extip/extip/driver"
 )
 
@@ -61,6 +64,37 @@ func (c *Client) Check(ctx context.Context) ([]string, error) {
 	var d Differences
 	err := c.look(ctx, "check", &d)
 	return d.Differences, err
+}
+
+// Doctor asks what makes the host unfit.
+func (c *Client) Doctor(ctx context.Context) ([]doctor.Finding, error) {
+	var f Findings
+	err := c.look(ctx, "doctor", &f)
+	return f.Findings, err
+}
+
+// Trace asks how far a packet gets.
+func (c *Client) Trace(ctx context.Context, question doctor.Question) ([]doctor.Step, error) {
+	q := url.Values{"to": {question.To.String()}}
+	if question.From.IsValid() {
+		q.Set("from", question.From.String())
+	}
+	if question.Port > 0 {
+		q.Set("port", strconv.Itoa(int(question.Port)))
+	}
+	if question.Proto > 0 {
+		q.Set("proto", strconv.Itoa(int(question.Proto)))
+	}
+	var s Steps
+	err := c.look(ctx, "trace?"+q.Encode(), &s)
+	return s.Steps, err
+}
+
+// Export asks for what there should be on the host, in a format.
+func (c *Client) Export(ctx context.Context, format string) (string, error) {
+	var e Export
+	err := c.look(ctx, "export?"+url.Values{"format": {format}}.Encode(), &e)
+	return e.Text, err
 }
 
 // Attach, Detach, Move, Filter, Reserve, Unreserve and Reconcile ask for changes. The

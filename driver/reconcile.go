@@ -451,6 +451,10 @@ func (d *Driver) eachEndpoint(fn func(*network, *endpoint)) {
 	}
 }
 
+// Desired is what the NAT rules should hold: all networks and mappings. Its cost
+// grows with what there is.
+func (d *Driver) Desired() nat.State { return d.natState() }
+
 // natState is what the NAT rules should hold. What is leaving may still have
 // its alias, and so keeps its mapping.
 func (d *Driver) natState() nat.State {

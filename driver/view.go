@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
 	"github.com/extip/extip/store"
 )
@@ -38,8 +39,9 @@ type Address struct {
 	Network   string `json:"network"`
 	Parent    string `json:"parent"`
 	// On is the interface that the address is put on, "" if it is routed to
-	// this host.
+	// this host. Port is the host's end of the container's link.
 	On    string `json:"on,omitempty"`
+	Port  string `json:"port,omitempty"`
 	State string `json:"state"`
 	// Reason explains a state that is not published.
 	Reason      string `json:"reason,omitempty"`
@@ -73,6 +75,8 @@ type NetworkInfo struct {
 	ID     string `json:"id"`
 	Bridge string `json:"bridge"`
 	Parent string `json:"parent"`
+	// On is the interface that addresses are put on, "" if they are on none.
+	On string `json:"on,omitempty"`
 	// Follows: nobody named the parent, it is that of the default route.
 	Follows  bool           `json:"follows,omitempty"`
 	Gateways []netip.Prefix `json:"gateways"`
@@ -140,6 +144,7 @@ func (d *Driver) viewOf(n *network, e *endpoint, a netip.Addr) Address {
 		Detour: e.rec.Detour, Since: e.rec.Created, Conflicts: d.segments.conflict(a),
 		Internal: insideFor(e.rec, a),
 	}
+	v.Port, _ = link.VethNames(e.id)
 	if at, ok := e.rec.Since[a]; ok {
 		v.Since = at
 	}
@@ -166,7 +171,7 @@ func (d *Driver) NetworkInfos() []NetworkInfo {
 	list := []NetworkInfo{}
 	for _, n := range d.networkRecords() {
 		info := NetworkInfo{
-			ID: n.ID, Bridge: n.Bridge, Parent: n.Parent, Follows: n.Follows, Gateways: n.Gateways, Subnets: subnets(n),
+			ID: n.ID, Bridge: n.Bridge, Parent: n.Parent, On: aliasLink(n), Follows: n.Follows, Gateways: n.Gateways, Subnets: subnets(n),
 			Pool: n.Pool.String(), Size: n.Pool.Size(), Free: d.store.Free(n.Pool), MTU: n.MTU, Auto: n.Auto,
 			Source: string(n.Source), Egress: string(n.Egress), DAD: string(n.DAD), Alias: string(n.Alias), Conflict: string(n.Conflict),
 			ICC: n.ICC, Internal: n.Internal, Leaving: n.Leaving, Mark: d.natNetwork(n).Mark,

@@ -87,6 +87,9 @@ func (a *app) verbs() []*cobra.Command {
 		a.networks(),
 		a.reservations(),
 		a.check(),
+		a.doctor(),
+		a.trace(),
+		a.export(),
 		a.events(),
 		a.about(),
 	}

@@ -151,7 +151,7 @@ func TestLooks(t *testing.T) {
 	with := func() *app { return &app{plugin: admin.NewClient(socket), engine: fakeEngine{}} }
 	golden(t, "looks.txt", transcript(t, with,
 		"status", "show 203.0.113.57", "show web", "show 2e1b2c3d4e5f", "show c0ffee000001", "show 203.0.113.99", "show nobody",
-		"networks", "reservations", "check", "version", "--version"))
+		"networks", "reservations", "check", "doctor", "trace 203.0.113.56:80", "trace [2001:db8::56]:53/udp --from 2001:db8::9 --json", "export", "version", "--version"))
 	plugin.Has[0].Container = ""
 	if got := run(t, with(), "show", "web"); !strings.Contains(got, "container    web\n") {
 		t.Errorf("a name that the plugin doesn't know:\n%s", got)
@@ -224,7 +224,7 @@ func TestUsage(t *testing.T) {
 	with := func() *app {
 		return &app{plugin: admin.NewClient(t.TempDir() + "/none"), engine: fakeEngine{}}
 	}
-	text := transcript(t, with, "stats", "fly", "show", "show a b", "move 203.0.113.56", "detach web", "attach web fe80::1%eth0", "reserve mail", "status --color", "status --watch --interval 1ms")
+	text := transcript(t, with, "stats", "fly", "trace x", "trace 203.0.113.56/tcp", "trace 203.0.113.56:80/foo", "export --format xml", "show", "show a b", "move 203.0.113.56", "detach web", "attach web fe80::1%eth0", "reserve mail", "status --color", "status --watch --interval 1ms")
 	golden(t, "usage.txt", text)
 	got := run(t, with(), "status")
 	if !strings.Contains(got, "is `extip serve` running?") || !strings.HasSuffix(got, "exit code 3\n") {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/extip/extip/doctor"
 	"github.com/extip/extip/driver"
 	"github.com/extip/extip/store"
 )
@@ -115,6 +116,25 @@ func (p *Plugin) Detach(ctx context.Context, a netip.Addr, dryRun bool) (driver.
 func (p *Plugin) Move(ctx context.Context, a netip.Addr, endpoint string, drain, dryRun bool) (driver.Report, error) {
 	return p.change(ctx, "move %s to %s, drain %t%s", a, endpoint, drain, dry(dryRun))
 }
+
+// Doctor implements admin.Examiner.
+func (p *Plugin) Doctor(context.Context) ([]doctor.Finding, error) {
+	return []doctor.Finding{
+		{Level: doctor.OK, Check: "forwarding", Seen: "the host forwards"},
+		{Level: doctor.Fail, Check: "filter", Seen: "the policy of FORWARD is DROP", Why: "nothing passes", Remedy: "iptables -P FORWARD ACCEPT"},
+	}, p.Err
+}
+
+// Trace implements admin.Examiner.
+func (p *Plugin) Trace(_ context.Context, q doctor.Question) ([]doctor.Step, error) {
+	return []doctor.Step{
+		{Step: "address", OK: true, Detail: fmt.Sprintf("%s port %d protocol %d from %v", q.To, q.Port, q.Proto, q.From)},
+		{Step: "forward", Detail: "the policy of FORWARD drops it"},
+	}, p.Err
+}
+
+// Export implements admin.Examiner.
+func (p *Plugin) Export(format string) (string, error) { return "as " + format + "\n", p.Err }
 
 // SetFilter implements admin.Changer.
 func (p *Plugin) SetFilter(endpoint, ports, allow string, dryRun bool) (driver.Report, error) {

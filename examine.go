@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/extip/extip/announce"
+	"github.com/extip/extip/doctor"
+	"github.com/extip/extip/driver"
+	"github.com/extip/extip/export"
+	"github.com/extip/extip/nat/nftables"
+)
+
+// operated is what the control API stands for: the driver, and what looks at the
+// host beside it.
+type operated struct {
+	*driver.Driver
+	doctor *doctor.Doctor
+}
+
+func newOperated(c config, d *driver.Driver, k kernel) operated {
+	plugin, _, _ := strings.Cut(c.pluginSocket, ",")
+	return operated{Driver: d, doctor: &doctor.Doctor{
+		Host: k.host, Backend: k.backend, Engine: c.engineSocket, Plugin: plugin,
+		Probe: func(ctx context.Context, parent string, addrs []netip.Addr) (map[netip.Addr]net.HardwareAddr, error) {
+			return k.announcer.Probe(ctx, parent, addrs, announce.Fast)
+		},
+		Nftables: func() error {
+			rules, err := nftables.New(nftables.Config{})
+			if err == nil {
+				err = rules.Close()
+			}
+			return err
+		},
+	}}
+}
+
+// subject is what there should be, as the doctor knows it.
+func (o operated) subject() doctor.Subject {
+	var s doctor.Subject
+	desired := o.Desired()
+	infos := o.NetworkInfos()
+	for _, n := range desired.Networks {
+		for _, info := range infos {
+			if strings.HasPrefix(info.ID, n.ID) {
+				s.Networks = append(s.Networks, doctor.Network{Network: n, Parent: info.Parent, On: info.On, Gateways: info.Gateways})
+			}
+		}
+	}
+	views := map[netip.Addr]driver.Address{}
+	for _, v := range o.Addresses() {
+		if v.State == driver.StatePublished || v.State == driver.StateWithheld {
+			views[v.External] = v
+		}
+	}
+	for _, m := range desired.Mappings {
+		v, ok := views[m.External]
+		if !ok {
+			continue
+		}
+		network := v.Network[:min(len(v.Network), 12)]
+		s.Addresses = append(s.Addresses, doctor.Address{
+			Mapping: m, Network: network, Port: v.Port, Container: v.Container, Withheld: strings.TrimPrefix(v.Reason, "it "),
+		})
+	}
+	return s
+}
+
+// Doctor implements admin.Examiner.
+func (o operated) Doctor(ctx context.Context) ([]doctor.Finding, error) {
+	return o.doctor.Examine(ctx, o.subject())
+}
+
+// Trace implements admin.Examiner.
+func (o operated) Trace(ctx context.Context, q doctor.Question) ([]doctor.Step, error) {
+	return o.doctor.Trace(ctx, o.subject(), q)
+}
+
+// Export implements admin.Examiner.
+func (o operated) Export(format string) (string, error) {
+	setup := export.Setup{State: o.Desired()}
+	for _, v := range o.Addresses() {
+		if v.On != "" && v.State == driver.StatePublished {
+			setup.Aliases = append(setup.Aliases, export.Alias{Address: v.External, On: v.On})
+		}
+	}
+	var text strings.Builder
+	err := export.Write(&text, format, setup)
+	return text.String(), errors.Join(err)
+}
