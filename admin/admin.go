@@ -48,6 +48,9 @@ type Examiner interface {
 	// Export writes what there should be on the host in one of the formats of
 	// package export.
 	Export(format string) (string, error)
+	// Adopt takes over addresses that were set up by hand for containers of
+	// extip's networks.
+	Adopt(ctx context.Context, dryRun bool) (driver.Report, error)
 }
 
 // Plugin is what the API stands for: *driver.Driver, with an Examiner.
@@ -132,6 +135,11 @@ type FilterRequest struct {
 	Ports    string `json:"ports,omitempty"`
 	Allow    string `json:"allow,omitempty"`
 	DryRun   bool   `json:"dry_run,omitempty"`
+}
+
+// AdoptRequest asks that what was set up by hand be taken over.
+type AdoptRequest struct {
+	DryRun bool `json:"dry_run,omitempty"`
 }
 
 // ReserveRequest asks that addresses be kept under a name.

@@ -108,6 +108,9 @@ func calls() []call {
 			}
 			return p.Unreserve(q.Name, q.DryRun)
 		}),
+		change("adopt", func(ctx context.Context, p Plugin, q AdoptRequest) (driver.Report, error) {
+			return p.Adopt(ctx, q.DryRun)
+		}),
 		change("reconcile", func(_ context.Context, p Plugin, q ReconcileRequest) (driver.Report, error) {
 			if q.DryRun {
 				lines, err := p.Check()

@@ -118,6 +118,11 @@ func (c *Client) Filter(ctx context.Context, q FilterRequest) (driver.Report, er
 	return c.change(ctx, "filter", q)
 }
 
+// Adopt is described with Attach.
+func (c *Client) Adopt(ctx context.Context, q AdoptRequest) (driver.Report, error) {
+	return c.change(ctx, "adopt", q)
+}
+
 // Reserve is described with Attach.
 func (c *Client) Reserve(ctx context.Context, q ReserveRequest) (driver.Report, error) {
 	return c.change(ctx, "reserve", q)

@@ -66,6 +66,8 @@ type endpointOptions struct {
 	source      store.Source
 	egress      store.Egress
 	filter      filterOptions
+	// adopt: the addresses are the host's own already, set up by hand.
+	adopt bool
 }
 
 // filterOptions is what of a filter was given: what was not, is the network's.

@@ -193,3 +193,28 @@ func (d *Driver) NetworkInfos() []NetworkInfo {
 
 // Reservations is all reservations, in order of their names.
 func (d *Driver) Reservations() ([]store.Reservation, error) { return d.store.Reservations() }
+
+// An EndpointView is a container that runs on a network.
+type EndpointView struct {
+	ID, Container string
+	// On is the interface that external addresses are put on, "" if none.
+	On                 string
+	Internal, External []netip.Addr
+}
+
+// Endpoints is all that are published, with external addresses or without. Its
+// cost grows with what there is.
+func (d *Driver) Endpoints() []EndpointView {
+	var list []EndpointView
+	d.eachEndpoint(func(n *network, e *endpoint) {
+		if e.rec.State != store.Published {
+			return
+		}
+		v := EndpointView{ID: e.id, Container: e.rec.Name, On: aliasLink(n.rec), External: slices.Clone(e.rec.External)}
+		for _, p := range e.rec.Addresses {
+			v.Internal = append(v.Internal, p.Addr())
+		}
+		list = append(list, v)
+	})
+	return list
+}

@@ -50,22 +50,22 @@ func TestView(t *testing.T) {
 		}
 	}
 	want := `[
- {"external": "203.0.113.56", "internal": "172.31.0.4", "endpoint": "bbbb3333", "network": "` + netID + `", "parent": "br-ex", "on": "br-ex",
+ {"external": "203.0.113.56", "internal": "172.31.0.4", "endpoint": "bbbb3333", "network": "` + netID + `", "parent": "br-ex", "on": "br-ex", "port": "xipbbbb3333",
   "state": "plumbed", "reason": "its container is being started, or has stopped", "source": "client", "egress": "external", "since": "0001-01-01T00:00:00Z"},
- {"external": "203.0.113.60", "internal": "172.31.0.2", "container": "web", "endpoint": "aaaa1111", "network": "` + netID + `", "parent": "br-ex", "on": "br-ex",
+ {"external": "203.0.113.60", "internal": "172.31.0.2", "container": "web", "endpoint": "aaaa1111", "network": "` + netID + `", "parent": "br-ex", "on": "br-ex", "port": "xipaaaa1111",
   "state": "withheld", "reason": "it waits for br-ex", "source": "client", "egress": "external", "since": "0001-01-01T00:00:00Z",
   "conflicts": {"mac": "02:00:00:00:00:99", "count": 1, "last": "0001-01-01T00:00:00Z"}},
- {"external": "203.0.113.61", "internal": "172.31.0.3", "endpoint": "aaaa2222", "network": "` + netID + `", "parent": "br-ex", "on": "br-ex",
+ {"external": "203.0.113.61", "internal": "172.31.0.3", "endpoint": "aaaa2222", "network": "` + netID + `", "parent": "br-ex", "on": "br-ex", "port": "xipaaaa2222",
   "state": "published", "source": "client", "egress": "other", "since": "0001-01-01T00:00:00Z"},
- {"external": "203.0.113.61", "internal": "172.31.0.2", "container": "web", "endpoint": "aaaa1111", "network": "` + netID + `", "parent": "br-ex",
+ {"external": "203.0.113.61", "internal": "172.31.0.2", "container": "web", "endpoint": "aaaa1111", "network": "` + netID + `", "parent": "br-ex", "port": "xipaaaa1111",
   "state": "draining", "reason": "what was connected before stays until it ends, or", "source": "client", "since": "0001-01-01T00:00:00Z"},
- {"external": "203.0.113.70", "internal": "172.31.0.3", "endpoint": "aaaa2222", "network": "` + netID + `", "parent": "br-ex", "on": "br-ex",
+ {"external": "203.0.113.70", "internal": "172.31.0.3", "endpoint": "aaaa2222", "network": "` + netID + `", "parent": "br-ex", "on": "br-ex", "port": "xipaaaa2222",
   "state": "published", "source": "client", "egress": "external", "since": "0001-01-01T00:00:00Z"}
 ]`
 	if diff := cmp.Diff(text(json.RawMessage(want)), text(list)); diff != "" {
 		t.Errorf("addresses (-want +got):\n%s", diff)
 	}
-	want = `[{"id": "` + netID + `", "bridge": "xip-02b1c3d4e5f", "parent": "br-ex", "gateways": ["172.31.0.1/16"], "subnets": ["172.31.0.0/16"],
+	want = `[{"id": "` + netID + `", "bridge": "xip-02b1c3d4e5f", "parent": "br-ex", "on": "br-ex", "gateways": ["172.31.0.1/16"], "subnets": ["172.31.0.0/16"],
   "pool": "203.0.113.56-203.0.113.58", "size": 3, "free": 2, "mtu": 1450, "auto": true, "source": "client", "egress": "external", "dad": "fast",
   "alias": "parent", "conflict": "keep", "icc": true, "endpoints": 3, "external": 4}]`
 	if diff := cmp.Diff(text(json.RawMessage(want)), text(l.NetworkInfos())); diff != "" {

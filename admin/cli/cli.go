@@ -101,6 +101,7 @@ func (a *app) verbs() []*cobra.Command {
 		a.allow(),
 		a.reserve(),
 		a.unreserve(),
+		a.adopt(),
 		a.reconcile(),
 	}
 	for _, cmd := range look {

@@ -211,7 +211,7 @@ func TestChanges(t *testing.T) {
 		"attach both 203.0.113.60 --network shop", "attach both --network 0a1b2c3d4e5f", "attach web --network shop",
 		"attach stopped", "attach plain", "attach nobody",
 		"detach 203.0.113.60", "detach ::ffff:203.0.113.60 --dry-run --json", "move 203.0.113.56 web", "move 203.0.113.56 both --network web-network --drain",
-		"ports web tcp/80,icmp", "allow web 192.0.2.0/24 --dry-run", "allow web",
+		"adopt --dry-run", "ports web tcp/80,icmp", "allow web 192.0.2.0/24 --dry-run", "allow web",
 		"reserve mail 203.0.113.60 203.0.113.61", "unreserve mail --quiet", "unreserve mail --json", "reconcile", "reconcile --dry-run"))
 	plugin.Left = []string{"172.31.0.2 keeps its reservation"}
 	plugin.Differs = []string{"alias 203.0.113.56 is missing on br-ex"}

@@ -136,6 +136,11 @@ func (p *Plugin) Trace(_ context.Context, q doctor.Question) ([]doctor.Step, err
 // Export implements admin.Examiner.
 func (p *Plugin) Export(format string) (string, error) { return "as " + format + "\n", p.Err }
 
+// Adopt implements admin.Examiner.
+func (p *Plugin) Adopt(ctx context.Context, dryRun bool) (driver.Report, error) {
+	return p.change(ctx, "adopt%s", dry(dryRun))
+}
+
 // SetFilter implements admin.Changer.
 func (p *Plugin) SetFilter(endpoint, ports, allow string, dryRun bool) (driver.Report, error) {
 	return p.change(context.Background(), "filter of %s: ports %q, allow %q%s", endpoint, ports, allow, dry(dryRun))
