@@ -62,7 +62,7 @@ func (d *Driver) attachTo(ctx context.Context, id string, addrs []netip.Addr, ad
 type attachment struct {
 	Report
 	adopt bool
-	want store.Want
+	want  store.Want
 	// addrs are what it would be given now, and probe asks for them.
 	addrs []netip.Addr
 	probe *probe
