@@ -25,6 +25,7 @@ type kernel struct {
 	// watchRules and closeRules are the backend's.
 	watchRules func() ([]ruleWatcher, error)
 	closeRules func() error
+	guard      *nftables.Guard // nil if the kernel can't
 }
 
 // ruleWatcher tells of changes of rules by others.
@@ -45,6 +46,11 @@ func open(c config, log logrus.FieldLogger) (kernel, error) {
 	k := kernel{
 		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Neighbours: announcer},
 		host:   host, announcer: announcer,
+	}
+	if k.guard, err = nftables.NewGuard(); err != nil {
+		log.WithError(err).Warn("this kernel can't look at what containers send: they can pass for each other on their bridge")
+	} else {
+		k.Guard = k.guard
 	}
 	switch c.backend {
 	case "auto":
@@ -116,7 +122,11 @@ func (k *kernel) useIptables() error {
 
 func (k kernel) close() error {
 	k.host.Close()
-	return errors.Join(k.closeRules(), k.announcer.Close())
+	err := errors.Join(k.closeRules(), k.announcer.Close())
+	if k.guard != nil {
+		err = errors.Join(err, k.guard.Close())
+	}
+	return err
 }
 
 // watch begins to watch whatever may be changed behind the driver's back. What
@@ -129,6 +139,13 @@ func (k kernel) watch(d *driver.Driver) ([]func(context.Context) error, error) {
 	watchers, err := k.watchRules()
 	if err != nil {
 		return nil, err
+	}
+	if k.guard != nil {
+		own, err := k.guard.Watch()
+		if err != nil {
+			return nil, err
+		}
+		watchers = append(watchers, own)
 	}
 	runs := []func(context.Context) error{
 		func(ctx context.Context) error { return network.Run(ctx, d.NetworkChanged) },

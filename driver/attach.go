@@ -215,8 +215,8 @@ func (d *Driver) flowsBy(e store.Endpoint, addrs []netip.Addr) link.Flows {
 func (d *Driver) noteSteps(n store.Network, before, after store.Endpoint) []step {
 	return []step{{
 		name: "note of the link",
-		do:   d.plumbing(n, after)[0].do,
-		undo: d.plumbing(n, before)[0].do,
+		do:   d.vethStep(n, after).do,
+		undo: d.vethStep(n, before).do,
 	}}
 }
 

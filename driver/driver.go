@@ -135,6 +135,9 @@ type endpoint struct {
 // New returns a Driver with what the store remembers. Call Restore before it
 // serves, and Run and Retire while it does.
 func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*Driver, error) {
+	if k.Guard == nil {
+		k.Guard = nat.Unguarded{}
+	}
 	d := &Driver{
 		kernel: k, store: s, defaults: defaults, log: log, observer: unobserved{},
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{}, parents: map[string]string{},

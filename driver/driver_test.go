@@ -46,7 +46,7 @@ func (l *lab) start() {
 	s.Intercept = l.host.Intercept
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	k := Kernel{Links: l.host, Addresses: l.host, Settings: l.host, Neighbours: l.host, NAT: l.host.NAT()}
+	k := Kernel{Links: l.host, Addresses: l.host, Settings: l.host, Neighbours: l.host, NAT: l.host.NAT(), Guard: l.host.Guard()}
 	l.Driver, err = New(k, s, Defaults{}, log)
 	if err == nil {
 		err = l.Restore()

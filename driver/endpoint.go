@@ -15,19 +15,24 @@ import (
 	"github.com/extip/extip/store"
 )
 
-// plumbing is what an endpoint needs from CreateEndpoint to DeleteEndpoint.
+// plumbing is what an endpoint needs from CreateEndpoint to DeleteEndpoint: its
+// container must never be there unguarded.
 func (d *Driver) plumbing(n store.Network, e store.Endpoint) []step {
+	return []step{d.guardStep(n, e), d.vethStep(n, e)}
+}
+
+func (d *Driver) vethStep(n store.Network, e store.Endpoint) step {
 	mac, _ := net.ParseMAC(e.MAC)
 	host, peer := link.VethNames(e.ID)
 	veth := link.Veth{
 		Host: host, Peer: peer, Owner: e.ID, Note: endpointNote(e), Bridge: n.Bridge,
 		MTU: n.MTU, MAC: mac, Isolated: !n.ICC,
 	}
-	return []step{{
+	return step{
 		name: "veth pair",
 		do:   func() error { return d.kernel.EnsureVeth(veth) },
 		undo: func() error { return d.kernel.RemoveVeth(veth) },
-	}}
+	}
 }
 
 // CreateEndpoint claims the external addresses and makes the veth pair.

@@ -80,4 +80,6 @@ type Kernel struct {
 	Settings
 	Neighbours
 	NAT nat.Backend
+	// Guard is nil where the kernel can't guard.
+	Guard nat.Guard
 }

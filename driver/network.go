@@ -8,6 +8,7 @@ import (
 	api "github.com/docker/go-plugins-helpers/network"
 
 	"github.com/extip/extip/link"
+	"github.com/extip/extip/nat"
 	"github.com/extip/extip/store"
 )
 
@@ -24,6 +25,11 @@ func (d *Driver) networkSteps(n store.Network) []step {
 			name: "rules of the network",
 			do:   func() error { return d.kernel.NAT.AddNetwork(d.natNetwork(n)) },
 			undo: func() error { return d.kernel.NAT.RemoveNetwork(d.natNetwork(n)) },
+		},
+		{
+			name: "guard of the network",
+			do:   func() error { return d.kernel.Guard.Add(nat.Guarded{Networks: []string{n.ID}}) },
+			undo: func() error { return d.kernel.Guard.Remove(nat.Guarded{Networks: []string{n.ID}}) },
 		},
 		{
 			name: "bridge",
@@ -209,7 +215,7 @@ func (d *Driver) networkRecord(r *api.CreateNetworkRequest) (store.Network, erro
 	n := store.Network{
 		ID: r.NetworkID, Bridge: o.bridge, Parent: o.parent, MTU: o.mtu, Pool: o.pool,
 		Auto: o.auto, Source: o.source, Egress: o.egress, ICC: o.icc, Internal: internal,
-		DAD: o.dad, Alias: o.alias, Conflict: o.conflict, Filter: o.filter,
+		DAD: o.dad, Alias: o.alias, Conflict: o.conflict, Filter: o.filter, Spoof: o.spoof,
 	}
 	if err := checkFilter(n.Filter); err != nil {
 		return n, err

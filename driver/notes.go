@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -20,6 +21,9 @@ import (
 func networkNote(n store.Network) string {
 	note := fmt.Sprintf("parent=%s source=%s egress=%s dad=%s alias=%s conflict=%s auto=%t icc=%t internal=%t",
 		n.Parent, n.Source, n.Egress, n.DAD, n.Alias, n.Conflict, n.Auto, n.ICC, n.Internal)
+	if n.Spoof == store.SpoofAllow {
+		note += " spoof=allow"
+	}
 	note += filterNote(n.Filter, func(more string) bool { return link.NoteFits(n.ID, note+more) })
 	if withPool := note + " pool=" + n.Pool.String(); link.NoteFits(n.ID, withPool) {
 		return withPool
@@ -29,6 +33,9 @@ func networkNote(n store.Network) string {
 
 func endpointNote(e store.Endpoint) string {
 	note := fmt.Sprintf("network=%s ip=%s external=%s source=%s egress=%s", short(e.Network), join(e.Addresses), join(e.External), e.Source, e.Egress)
+	if e.MAC != link.MAC(e.Addresses).String() {
+		note += " mac=" + e.MAC
+	}
 	note += filterNote(e.Filter, func(more string) bool { return link.NoteFits(e.ID, note+more) })
 	if e.Reservation != "" {
 		if more := note + " reservation=" + e.Reservation; link.NoteFits(e.ID, more) {
@@ -83,6 +90,7 @@ func (d *Driver) noted(name string, found link.Found) (store.Network, error) {
 		ID: found.Owner, Bridge: name, Parent: w["parent"], MTU: found.MTU, Gateways: found.Addresses,
 		Source: store.Source(w["source"]), Egress: store.Egress(w["egress"]), Pool: d.defaults.Pool,
 		DAD: store.DAD(w["dad"]), Alias: store.Alias(w["alias"]), Conflict: store.Conflict(w["conflict"]),
+		Spoof: cmp.Or(store.Spoof(w["spoof"]), store.SpoofDeny),
 	}
 	var errs []error
 	var err error
@@ -119,7 +127,9 @@ func notedEndpoint(found link.Found) (store.Endpoint, error) {
 		}
 		e.Addresses = append(e.Addresses, inside)
 	}
-	e.MAC = link.MAC(e.Addresses).String()
+	if e.MAC = w["mac"]; e.MAC == "" {
+		e.MAC = link.MAC(e.Addresses).String()
+	}
 	var err error
 	if e.Filter, err = notedFilter(w); err != nil {
 		return e, err

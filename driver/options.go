@@ -55,6 +55,7 @@ type networkOptions struct {
 	bridge   string
 	mtu      int
 	icc      bool
+	spoof    store.Spoof
 }
 
 // endpointOptions is what an endpoint was created with.
@@ -188,6 +189,12 @@ func Options() []Option {
 			},
 		},
 		{
+			Key: "extip.spoof", Value: "`deny`: what a container sends with another MAC or address than its own is dropped, and so is what only a router or a DHCP server says; `allow`", Default: "`deny`",
+			network: func(o *networkOptions, v string) error {
+				return oneOf(v, &o.spoof, store.SpoofDeny, store.SpoofAllow)
+			},
+		},
+		{
 			Key: "com.docker.network.bridge.name", Value: "name of the bridge to make, at most 15 characters", Default: "`xip-` and the network id's first 11",
 			network: func(o *networkOptions, v string) error { return interfaceName(v, &o.bridge) },
 		},
@@ -242,6 +249,7 @@ func decodeNetwork(given map[string]any) (networkOptions, []string, error) {
 		auto: true, icc: true, source: store.SourceClient, egress: store.EgressExternal,
 		filter: store.Filter{Refuse: store.RefuseDrop},
 		dad:    store.DADFast, alias: store.AliasParent, conflict: store.ConflictKeep,
+		spoof: store.SpoofDeny,
 	}
 	ignored, err := decode(given, "network", func(opt Option) func(string) error {
 		if opt.network == nil {

@@ -30,6 +30,9 @@ func (d *Driver) Restore() error {
 	errs = append(errs, err)
 	d.observer.Reconciled("start", 0, len(repaired), err)
 	d.report("start", repaired)
+	repaired, err = d.kernel.Guard.Sync(d.guardState())
+	errs = append(errs, err)
+	d.report("start", repaired)
 	_, err = d.Reconcile("start")
 	d.defendAll()
 	return errors.Join(append(errs, err)...)
@@ -49,7 +52,10 @@ func (d *Driver) Reconcile(cause string) ([]string, error) {
 // ReconcileRules is Reconcile for the rules alone: other programs change theirs
 // all the time, and links and addresses are none of that.
 func (d *Driver) ReconcileRules(cause string) ([]string, error) {
-	return d.repair(cause, func(r *repair) { r.rules() })
+	return d.repair(cause, func(r *repair) {
+		r.rules()
+		r.guard()
+	})
 }
 
 func (d *Driver) repair(cause string, run func(*repair)) ([]string, error) {
@@ -124,13 +130,26 @@ func (r *repair) run() {
 	}
 	r.removals()
 	r.orphans()
-	if !r.rules() {
+	ok := r.rules()
+	r.guard()
+	if !ok {
 		return
 	}
 	r.networksAgain()
 	r.endpointsAgain()
 	r.strays()
 	r.endDrains()
+}
+
+// guard repairs what keeps containers from passing for others.
+func (r *repair) guard() {
+	look := r.kernel.Guard.Repair
+	if r.dry {
+		look = r.kernel.Guard.Check
+	}
+	lines, err := look()
+	r.lines = append(r.lines, lines...)
+	r.failed(err)
 }
 
 // rules repairs the rules. If that can't be done, it takes the aliases away and
@@ -234,6 +253,7 @@ func (r *repair) sweep(orphans []orphan) error {
 	var errs []error
 	var maps []nat.Mapping
 	var gone link.Flows
+	var unguarded nat.Guarded
 	var ids []string
 	var swept []orphan
 	for _, o := range orphans {
@@ -241,7 +261,7 @@ func (r *repair) sweep(orphans []orphan) error {
 		for _, a := range o.e.rec.External {
 			failed = errors.Join(failed, r.removeAlias(o.n.rec, a))
 		}
-		failed = errors.Join(failed, down(r.plumbing(o.n.rec, o.e.rec)))
+		failed = errors.Join(failed, down([]step{r.vethStep(o.n.rec, o.e.rec)}))
 		if failed != nil {
 			errs = append(errs, failed)
 			continue
@@ -250,6 +270,7 @@ func (r *repair) sweep(orphans []orphan) error {
 		f := r.flows(o.e.rec)
 		gone.External = append(gone.External, f.External...)
 		gone.Internal = append(gone.Internal, f.Internal...)
+		unguarded.Ports = append(unguarded.Ports, port(o.n.rec, o.e.rec).Ports...)
 		gone.Pairs = append(gone.Pairs, f.Pairs...)
 		ids = append(ids, o.e.rec.ID)
 		swept = append(swept, o)
@@ -260,6 +281,7 @@ func (r *repair) sweep(orphans []orphan) error {
 	for _, change := range []func() error{
 		func() error { return r.kernel.NAT.Remove(maps...) },
 		func() error { return r.kernel.Forget(gone) },
+		func() error { return r.kernel.Guard.Remove(unguarded) },
 		func() error { return r.store.DeleteEndpoints(ids...) },
 	} {
 		if err := change(); err != nil {

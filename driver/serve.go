@@ -46,6 +46,7 @@ func Listen(path string) (net.Listener, error) {
 // Serve answers the engine on l until ctx ends, then lets the calls under way
 // finish. What is in the kernel stays: traffic goes on without the plugin.
 func (g *Guard) Serve(ctx context.Context, l net.Listener) error {
+	l = limit(l, engineLimits())
 	failed := make(chan error, 1)
 	go func() { failed <- api.NewHandler(g).Serve(l) }()
 	select {

@@ -173,7 +173,12 @@ func (s *soak) start() {
 		}
 		log := logrus.New()
 		log.SetOutput(io.Discard)
-		k := driver.Kernel{Links: s.kernel, Addresses: s.kernel, Settings: s.kernel, Neighbours: announcer, NAT: rules}
+		guard, err := nftables.NewGuard()
+		if err != nil {
+			return err
+		}
+		s.t.Cleanup(func() { _ = guard.Close() })
+		k := driver.Kernel{Links: s.kernel, Addresses: s.kernel, Settings: s.kernel, Neighbours: announcer, NAT: rules, Guard: guard}
 		if s.plugin, err = driver.New(k, s.records, driver.Defaults{}, log); err != nil {
 			return err
 		}

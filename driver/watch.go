@@ -41,17 +41,26 @@ func hint(to chan string, cause string) {
 func (d *Driver) Run(ctx context.Context, interval time.Duration) error {
 	retry := retryAfter
 	next := interval
+	var ended time.Time // the last run
 	for {
 		cause, reconcile := "timer", d.Reconcile
+		settling, fresh := settle, false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(next):
+			settling = 0
 		case cause = <-d.hints:
 		case cause = <-d.ruleHints:
 			reconcile = d.ReconcileRules
+			if time.Since(ended) > maxRest {
+				// The first for long is answered at once, and what follows
+				// it soon: while rules are away, the host may answer on
+				// external addresses.
+				settling, fresh = 0, true
+			}
 		}
-		if cause != "timer" && !wait(ctx, settle) {
+		if !wait(ctx, settling) {
 			return nil
 		}
 		// What came meanwhile is answered, too.
@@ -73,7 +82,12 @@ func (d *Driver) Run(ctx context.Context, interval time.Duration) error {
 		} else {
 			retry = retryAfter
 		}
-		if !wait(ctx, min(max(2*time.Since(began), minRest), maxRest)) {
+		ended = time.Now()
+		rest := min(max(2*ended.Sub(began), minRest), maxRest)
+		if fresh {
+			rest = settle
+		}
+		if !wait(ctx, rest) {
 			return nil
 		}
 	}

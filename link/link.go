@@ -173,7 +173,7 @@ func (h *Host) makeBridge(b Bridge) (netlink.Link, error) {
 		// A bridge without an address of its own takes that of a port,
 		// and so changes it when containers come and go.
 		attrs.HardwareAddr = MAC(b.Addresses)
-		if err := h.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		if err := h.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, GroupFwdMask: new(passLLDP)}); err != nil {
 			return nil, fmt.Errorf("create: %w", err)
 		}
 		if l, err = h.byName(draft); err != nil {
@@ -191,6 +191,12 @@ func (h *Host) makeBridge(b Bridge) (netlink.Link, error) {
 	return h.byName(b.Name)
 }
 
+// passLLDP has a bridge forward LLDP's group (bit 14 of group_fwd_mask). It
+// would otherwise learn from such frames where a MAC is, and give them to the
+// host, past everything that looks at what containers send (br_handle_frame,
+// net/bridge/br_input.c).
+const passLLDP uint16 = 1 << 0xe
+
 const (
 	// minMTU6 is the least MTU for IPv6, in bytes (RFC 8200 §5).
 	minMTU6 = 1280
@@ -203,6 +209,13 @@ func (h *Host) configureBridge(l netlink.Link, b Bridge) error {
 	if l.Attrs().MTU != b.MTU {
 		if err := h.nl.LinkSetMTU(l, b.MTU); err != nil {
 			return fmt.Errorf("set MTU %d: %w", b.MTU, err)
+		}
+	}
+	if have, ok := l.(*netlink.Bridge); ok && (have.GroupFwdMask == nil || *have.GroupFwdMask&passLLDP == 0) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.Index = have.Name, have.Index
+		if err := h.nl.LinkModify(&netlink.Bridge{LinkAttrs: attrs, GroupFwdMask: new(passLLDP)}); err != nil {
+			return fmt.Errorf("forward LLDP: %w", err)
 		}
 	}
 	of := FamiliesOf(b.Addresses)

@@ -116,6 +116,24 @@ func TestCustomBridgeName(t *testing.T) {
 	}
 }
 
+// What a bridge keeps to itself, no rule for bridges sees: link-layer discovery.
+func TestBridgeKeepsNothingToItself(t *testing.T) {
+	_, node, h := newHost(t)
+	passes := func() bool {
+		return strings.Contains(node.Run("ip", "-d", "link", "show", bridge.Name), "group_fwd_mask 0x4000 ")
+	}
+	do(t, node, func() error { return h.EnsureBridge(bridge) })
+	if !passes() {
+		t.Error("not when it is made")
+	}
+	// One that an earlier version made.
+	node.Run("ip", "link", "set", bridge.Name, "type", "bridge", "group_fwd_mask", "0")
+	do(t, node, func() error { return h.EnsureBridge(bridge) })
+	if !passes() {
+		t.Error("not when it is completed")
+	}
+}
+
 func TestForeignThingsStay(t *testing.T) {
 	_, node, h := newHost(t, "192.0.2.2/24")
 	node.Run("ip", "link", "add", "br-mail", "type", "bridge")

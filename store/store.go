@@ -113,6 +113,15 @@ const (
 	RefuseReject Refuse = "reject" // answered by ICMP, port unreachable
 )
 
+// Spoof says whether containers may send as somebody else.
+type Spoof string
+
+// Spoofs. A record of before there was a choice has none, and denies.
+const (
+	SpoofDeny  Spoof = "deny"
+	SpoofAllow Spoof = "allow"
+)
+
 // Network is one Docker network.
 type Network struct {
 	ID     string
@@ -143,7 +152,9 @@ type Network struct {
 	// Filter is what an endpoint has that says nothing else.
 	Filter Filter
 	// ICC lets the network's containers talk to each other directly.
-	ICC      bool
+	ICC bool
+	// Spoof lets them send with others' MACs and addresses.
+	Spoof    Spoof `json:",omitempty"`
 	Internal bool
 	// Leaving: the engine has deleted it; something in the kernel would not
 	// go yet.

@@ -50,14 +50,18 @@ type Host struct {
 	probed    []string
 	watched   map[netip.Addr]string
 	forgotten []string
-	flows     map[flow]int
+	// guarding: there is a guard; guarded is what it holds in the kernel,
+	// guardTold what it was told.
+	guarding           bool
+	guarded, guardTold ports
+	flows              map[flow]int
 }
 
 // New returns a machine with the interface eth0, which has the default route,
 // and br-ex.
 func New() *Host {
 	none := rules{networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{}}
-	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{}, flows: map[flow]int{}, rules: none, told: none.clone()}
+	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{}, flows: map[flow]int{}, rules: none, told: none.clone(), guarded: noPorts(), guardTold: noPorts()}
 }
 
 // Flush takes all rules away behind the backend's back.
@@ -66,6 +70,7 @@ func (h *Host) Flush() {
 	defer h.mu.Unlock()
 	clear(h.rules.networks)
 	clear(h.rules.mappings)
+	h.guarded = noPorts()
 }
 
 // DropAlias takes an alias away behind the driver's back.
@@ -100,6 +105,7 @@ func (h *Host) Reboot() {
 	clear(h.flows)
 	clear(h.rules.networks)
 	clear(h.rules.mappings)
+	h.guarded = noPorts()
 }
 
 // Writes is how many writes there have been.
@@ -161,6 +167,7 @@ func (h *Host) String() string {
 		lines = append(lines, fmt.Sprintf("addr %s/%d on %s", a, a.BitLen(), parent))
 	}
 	lines = append(lines, h.rules.lines()...)
+	lines = append(lines, h.guardLines()...)
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }
@@ -219,6 +226,9 @@ func (h *Host) EnsureVeth(v link.Veth) error {
 	defer h.mu.Unlock()
 	if err := h.write("veth " + v.Host); err != nil {
 		return err
+	}
+	if _, ok := h.guarded.ports[v.Host]; !ok && h.guarding {
+		return fmt.Errorf("link %s comes before its guard: its container could pass for another", v.Host)
 	}
 	if !h.links[v.Bridge].IsBridge {
 		return fmt.Errorf("no bridge %s", v.Bridge)

@@ -42,20 +42,7 @@ func (b *Backend) write(e nat.Change) error {
 	for i, f := range families() {
 		f.diff(bt, before[i], after[i])
 	}
-	if bt.empty() {
-		return nil
-	}
-	err := b.commit(bt)
-	if err == nil {
-		b.committed(b.seen)
-		return nil
-	}
-	b.agreed = false // an answer that got lost is an error, too
-	if !disagreement(err) {
-		return err
-	}
-	_, err = b.converge(true)
-	return err
+	return b.send(bt)
 }
 
 // disagreement tells whether an error shows that the kernel holds something
@@ -75,10 +62,45 @@ func (b *Backend) views(e nat.Change) (views [2]*table) {
 	return views
 }
 
-func (b *Backend) flag(t *table) {
+func (b *Backend) flag(t *table) *table {
 	if t != nil {
 		t.flags = b.flags
 	}
+	return t
+}
+
+// A keeper makes the kernel hold tables as they are wanted. What owns it
+// guards it.
+type keeper struct {
+	kernel   *kernel
+	commit   func(*batch) error // kernel.commit, but in tests
+	families []family
+	want     func(family) *table // nil if the family needs none
+	// agreed says that the kernel was left holding what is wanted; if not, it
+	// has to be read before it is changed.
+	agreed bool
+	// seen is the generation at which it certainly did; 0 if others have
+	// written since.
+	seen uint32
+}
+
+// send commits a difference between what was wanted, and was there, and what
+// is now; if something else turns out to be there, all is compared.
+func (b *keeper) send(bt *batch) error {
+	if bt.empty() {
+		return nil
+	}
+	err := b.commit(bt)
+	if err == nil {
+		b.committed(b.seen)
+		return nil
+	}
+	b.agreed = false // an answer that got lost is an error, too
+	if !disagreement(err) {
+		return err
+	}
+	_, err = b.converge(true)
+	return err
 }
 
 // patience is how often the kernel is read until it can be trusted. What is
@@ -86,10 +108,10 @@ func (b *Backend) flag(t *table) {
 // changes nothing, and taking away what is not is refused.
 const patience = 5
 
-// converge makes the kernel hold the model, whatever it holds now, in one
+// converge makes the kernel hold what is wanted, whatever it holds now, in one
 // transaction, and returns a line for each thing that was wrong. Without write it
 // only looks.
-func (b *Backend) converge(write bool) ([]string, error) {
+func (b *keeper) converge(write bool) ([]string, error) {
 	var (
 		wrong   []string // at the last look
 		refused error    // of a piecemeal repair
@@ -140,10 +162,10 @@ func (b *Backend) converge(write bool) ([]string, error) {
 	}
 }
 
-// compare adds to a batch what makes the kernel hold the model. If it has
+// compare adds to a batch what makes the kernel hold what is wanted. If it has
 // refused to be mended, tables are made anew.
-func (b *Backend) compare(bt *batch, refused error) (lines []string, err error) {
-	for _, f := range families() {
+func (b *keeper) compare(bt *batch, refused error) (lines []string, err error) {
+	for _, f := range b.families {
 		have, err := b.kernel.read(f)
 		if err != nil {
 			return nil, err
@@ -154,16 +176,14 @@ func (b *Backend) compare(bt *batch, refused error) (lines []string, err error) 
 		if have != nil && refused != nil {
 			have.strange = refused.Error()
 		}
-		want := b.model.whole(f)
-		b.flag(want)
-		lines = append(lines, f.diff(bt, have, want)...)
+		lines = append(lines, f.diff(bt, have, b.want(f))...)
 	}
 	return lines, nil
 }
 
-// committed notes that the kernel holds the model after our commit, which was
+// committed notes that the kernel holds what is wanted after our commit, which was
 // the next change after a generation at which it held what we took it for.
-func (b *Backend) committed(after uint32) {
+func (b *keeper) committed(after uint32) {
 	b.agreed, b.seen = true, 0
 	// If others have changed anything since, a look will be needed.
 	if now, err := b.kernel.generation(); err == nil && after != 0 && now == after+1 {
@@ -177,6 +197,11 @@ func (k *kernel) probe(flags uint32, sample nat.State) error {
 	f := family{}
 	want := modelOf(sample).whole(f)
 	want.flags = flags
+	return k.try(f, want)
+}
+
+// try makes a table under another name in a transaction that leaves nothing.
+func (k *kernel) try(f family, want *table) error {
 	b := &batch{name: tableName + "-probe"}
 	f.diff(b, nil, want)
 	b.deleteTable(f)

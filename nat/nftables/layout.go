@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -102,10 +103,12 @@ type hook struct {
 // A rule is its expressions in the kernel's encoding, counters at zero.
 type rule string
 
-// A family is the part of the rules that differs between IPv4 and IPv6.
-type family struct{ v6 bool }
+// A family is the part of the rules that differs between IPv4 and IPv6, or
+// that of bridges, which has the guard's table only.
+type family struct{ v6, bridge bool }
 
-func families() [2]family { return [2]family{{v6: false}, {v6: true}} }
+// families are those that translate.
+func families() []family { return []family{{v6: false}, {v6: true}} }
 
 func familyOf(a netip.Addr) family { return family{v6: a.Is6()} }
 
@@ -117,9 +120,17 @@ func (f family) index() int {
 }
 
 // String is the family's name in nft.
-func (f family) String() string { return [...]string{"ip", "ip6"}[f.index()] }
+func (f family) String() string {
+	if f.bridge {
+		return "bridge"
+	}
+	return [...]string{"ip", "ip6"}[f.index()]
+}
 
 func (f family) proto() uint8 {
+	if f.bridge {
+		return unix.NFPROTO_BRIDGE
+	}
 	return [...]uint8{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6}[f.index()]
 }
 
@@ -383,6 +394,9 @@ func jumpTo(chain string) string { return "jump " + chain }
 func (k setKind) spell(data string) string {
 	if k.key == nftables.TypeIFName.Name {
 		return string(bytes.TrimRight([]byte(data), "\x00"))
+	}
+	if strings.HasPrefix(k.key, nftables.TypeIFName.Name+joined) && len(data) > unix.IFNAMSIZ {
+		return spellSender(data)
 	}
 	if k.ranges {
 		return spellRange(data)

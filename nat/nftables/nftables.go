@@ -43,19 +43,12 @@ type Config struct {
 // Sync: what an earlier process left would otherwise go with the first
 // change.
 type Backend struct {
-	mu     sync.Mutex
-	kernel *kernel
-	commit func(*batch) error // kernel.commit, but in tests
-	flags  uint32             // of our tables
+	mu sync.Mutex
+	keeper
+	flags uint32 // of our tables
 	// unfiltered is why the kernel can't filter; nil if it can.
 	unfiltered error
 	model      *model
-	// agreed says that the kernel was left holding the model; if not, it
-	// has to be read before it is changed.
-	agreed bool
-	// seen is the generation at which it certainly did; 0 if others have
-	// written since.
-	seen uint32
 }
 
 var _ nat.Backend = (*Backend)(nil)
@@ -68,7 +61,8 @@ func New(c Config) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nat: use nftables: %w", err)
 	}
-	b := &Backend{kernel: k, commit: k.commit, model: newModel()}
+	b := &Backend{model: newModel()}
+	b.keeper = keeper{kernel: k, commit: k.commit, families: families(), want: func(f family) *table { return b.flag(b.model.whole(f)) }}
 	if c.Owner {
 		b.flags = flagOwner | flagPersist
 	}

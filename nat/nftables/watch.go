@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -12,18 +13,19 @@ import (
 
 // A Watcher hears of changes that others make to our tables.
 type Watcher struct {
-	socket *netlink.Conn
-	own    uint32 // port of the backend's socket
+	socket   *netlink.Conn
+	own      uint32 // port of the backend's socket
+	families []family
 }
 
 // Watch begins to collect, in the calling thread's network namespace, what
 // changes from now on; Run delivers it.
-func (b *Backend) Watch() (*Watcher, error) {
+func (b *keeper) Watch() (*Watcher, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return nil, fmt.Errorf("nat: watch: %w", err)
 	}
-	w := &Watcher{socket: c, own: b.kernel.port}
+	w := &Watcher{socket: c, own: b.kernel.port, families: b.families}
 	if err := errors.Join(c.SetReadBuffer(buffer), c.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
 		return nil, errors.Join(fmt.Errorf("nat: watch: %w", err), c.Close())
 	}
@@ -62,7 +64,8 @@ func (w *Watcher) concerns(messages []netlink.Message) bool {
 		// The table's name is attribute 1 of tables, chains, rules, sets,
 		// elements and all else that can be in one.
 		if m.Header.PID != w.own && m.Header.Type != messageType(unix.NFT_MSG_NEWGEN) &&
-			payload(m).find(unix.NFTA_TABLE_NAME).string() == tableName {
+			payload(m).find(unix.NFTA_TABLE_NAME).string() == tableName &&
+			slices.ContainsFunc(w.families, func(f family) bool { return f.proto() == m.Data[0] }) {
 			return true
 		}
 	}

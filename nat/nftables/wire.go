@@ -120,6 +120,9 @@ func (b *batch) set(f family, name string, k setKind) {
 		a = a.number(unix.NFTA_SET_DATA_TYPE, value.GetNFTMagic()).number(unix.NFTA_SET_DATA_LEN, value.Bytes)
 	}
 	about := userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, byteOrder(k.key))
+	if k.key == keyTarget {
+		about = append(about, targetType()...)
+	}
 	if k.value == nftables.TypeMark.Name {
 		about = userdata.AppendUint32(about, userdata.NFTNL_UDATA_SET_DATABYTEORDER, byteOrder(k.value))
 	}
@@ -142,8 +145,12 @@ const (
 )
 
 // byteOrder is a type's. Without it nft lists an interface name as "", and a
-// mark with its bytes the other way round.
+// mark with its bytes the other way round. Parts of a key with a name have their
+// own.
 func byteOrder(name string) uint32 {
+	if strings.HasPrefix(name, nftables.TypeIFName.Name+joined) {
+		return 0
+	}
 	if name == nftables.TypeIFName.Name || name == nftables.TypeMark.Name {
 		return byteOrderHost
 	}
@@ -165,10 +172,14 @@ func keyType(name string) (t *nftables.SetDatatype, fields attrs) {
 	return &concatenated, fields
 }
 
-// datatypes is those that sets of ours have.
+// datatypes is those that sets of ours have. Integers are as long as what an
+// IPv6 address is.
 func datatypes() []nftables.SetDatatype {
+	integer := nftables.TypeInteger
+	integer.Bytes = nftables.TypeIP6Addr.Bytes
 	return []nftables.SetDatatype{
 		nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName, nftables.TypeMark, nftables.TypeInetProto, nftables.TypeInetService,
+		nftables.TypeEtherAddr, integer,
 	}
 }
 
