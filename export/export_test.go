@@ -2,6 +2,7 @@ package export
 
 import (
 	"encoding/json"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,6 +50,9 @@ func TestStandalone(t *testing.T) {
 				l.Host.Run("sh", "-ec", commentedCommands(text))
 			}
 			l.Host.Run(file)
+			for _, a := range setup().Aliases {
+				l.Host.AwaitAsked(a.On, netip.PrefixFrom(a.Address, a.Address.BitLen()).String())
+			}
 			l.Check(t, "allowed", natlab.Ours(natlab.FilterAllowed()))
 			l.Check(t, "forbidden by filters", natlab.Ours(natlab.FilterForbidden()))
 			l.Check(t, "forbidden", natlab.Ours(natlab.Forbidden()))
