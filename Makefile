@@ -32,8 +32,9 @@ e2e: ## the whole thing with a real engine, with each backend; as root
 	go test -count=1 -timeout 20m ./e2e
 	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip '$(ONCE)' ./e2e
 
+STEPS ?= 1000
 soak: ## 1,000 random operations on the kernel, crashes and damage among them
-	EXTIP_SOAK_STEPS=1000 go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
+	EXTIP_SOAK_STEPS=$(STEPS) go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
 
 bench: ## measure it beside what people use instead; as root, ten minutes
 	scripts/bench.sh
