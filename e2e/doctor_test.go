@@ -46,6 +46,9 @@ func examined(t *testing.T, o options) {
 	if bad, fails := lab.findings(); fails {
 		t.Errorf("of a fit host: %+v", bad)
 	}
+	if got := lab.extip("rules"); !strings.Contains(got, "203.0.113.56") || !strings.Contains(got, "2001:db8::56") {
+		t.Errorf("rules:\n%s", got)
+	}
 	for _, target := range []string{"203.0.113.56:80", "[2001:db8::56]:80/udp"} {
 		if out, err := lab.try("extip", "trace", target); err != nil {
 			t.Errorf("trace %s: %v\n%s", target, err, out)

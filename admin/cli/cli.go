@@ -86,6 +86,7 @@ func (a *app) verbs() []*cobra.Command {
 		a.show(),
 		a.networks(),
 		a.reservations(),
+		a.rules(),
 		a.check(),
 		a.doctor(),
 		a.trace(),
