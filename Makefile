@@ -34,13 +34,18 @@ fuzz: ## everything that decodes what others wrote, FUZZTIME each
 test: ## unit tests, and those with the kernel in private namespaces
 	go test $(RACE) $$(go list ./... | grep -v /e2e)
 
+# What tries both backends itself, or has nothing to do with them.
+ONCE = TestSwarm|TestCompose|TestCompatibility|TestManaged|TestPackage|TestRelease|TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch
+ONCE := $(ONCE)|TestIPv6|TestTwoUplinks|TestFilters|TestDoctor|TestAdopt|TestAttacks|TestNeverTheHost|TestClaim|TestOneAnswers|TestDefaultParent|TestReservation
+ONCE := $(ONCE)|TestParentComesLate|TestForeignOwner|TestLateOwner|TestTakeOver|TestForwardPolicy|TestWire|TestSecondPlugin|TestPool|TestTwoNetworks|TestAttachToNone
 # -count=1, as go does not know that the tests run the program.
 e2e: ## the whole thing with a real engine, with each backend; as root
-	go test -count=1 -timeout 15m ./e2e
-	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip 'TestSwarm|TestCompose|TestCompatibility|TestManaged|TestPackage|TestRelease|TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch' ./e2e
+	go test -count=1 -timeout 20m ./e2e
+	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip '$(ONCE)' ./e2e
 
+STEPS ?= 1000
 soak: ## 1,000 random operations on the kernel, crashes and damage among them
-	EXTIP_SOAK_STEPS=1000 go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
+	EXTIP_SOAK_STEPS=$(STEPS) go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
 
 bench: ## measure it beside what people use instead; as root, ten minutes
 	scripts/bench.sh

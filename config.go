@@ -11,11 +11,16 @@ import (
 	"github.com/sirupsen/logrus/hooks/writer"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/extip/extip/admin/cli"
 )
 
 // config is what extip serve is told by flags and environment.
 type config struct {
 	pluginSocket, state string
+	adminSocket         string
+	adminGroup          string
+	metrics             string
 	engineSocket        string
 	sysctls             string
 	parent, pool        string
@@ -50,6 +55,9 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.pluginSocket, "plugin-socket", "/run/docker/plugins/extip.sock", "socket for the engine, made with mode 0600; several, separated by commas, are one plugin by several names")
+	f.StringVar(&c.adminSocket, "admin-socket", cli.AdminSocket, "socket for the control API, made with mode 0600")
+	f.StringVar(&c.adminGroup, "admin-group", "", "group that may use the control API, too; its socket then has mode 0660")
+	f.StringVar(&c.metrics, "metrics", "", "where Prometheus may scrape /metrics, such as 127.0.0.1:9323; empty: nowhere")
 	f.StringVar(&c.state, "state", "/var/lib/extip/extip.db", "file that remembers networks, endpoints and addresses")
 	f.StringVar(&c.engineSocket, "engine-socket", "/run/docker.sock", "the engine's API, asked now and then for containers' names and what it has forgotten; empty: never")
 	f.StringVar(&c.sysctls, "sysctls", "/proc/sys/net", "folder of the network's settings, where it can be written")

@@ -13,22 +13,27 @@ const module = "github.com/extip/extip"
 // leaves know nothing of each other, so each can be read, tested and replaced
 // alone; what joins them is above them.
 var mayImport = map[string][]string{
-	"":                  {"*"}, // main
-	"admin":             {"driver"},
-	"announce":          {},
-	"driver":            {"announce", "link", "nat", "pool", "store"},
-	"e2e/probe":         {},
-	"internal/hosttest": {"announce", "link", "nat"},
-	"internal/natlab":   {"internal/nettest", "nat"},
-	"internal/nattest":  {"internal/nettest", "nat"},
-	"internal/nettest":  {},
-	"link":              {},
-	"nat":               {},
-	"nat/firewalld":     {},
-	"nat/iptables":      {"nat"},
-	"nat/nftables":      {"nat"},
-	"pool":              {},
-	"store":             {"pool"},
+	"":                   {"*"}, // main
+	"admin":              {"doctor", "driver", "store"},
+	"admin/cli":          {"admin", "doctor", "driver"},
+	"adopt":              {"link", "nat", "nat/iptables"},
+	"announce":           {},
+	"doctor":             {"link", "nat", "nat/iptables", "nat/nftables"},
+	"driver":             {"announce", "link", "nat", "pool", "store"},
+	"e2e/probe":          {},
+	"export":             {"nat", "nat/iptables", "nat/nftables"},
+	"internal/admintest": {"doctor", "driver", "store"},
+	"internal/hosttest":  {"announce", "link", "nat"},
+	"internal/natlab":    {"internal/nettest", "nat"},
+	"internal/nattest":   {"internal/nettest", "nat"},
+	"internal/nettest":   {},
+	"link":               {},
+	"nat":                {},
+	"nat/firewalld":      {},
+	"nat/iptables":       {"nat"},
+	"nat/nftables":       {"nat"},
+	"pool":               {},
+	"store":              {"pool"},
 }
 
 // doors says which packages may use a library of others. Each subsystem of
@@ -41,8 +46,10 @@ var doors = map[string][]string{
 	"github.com/godbus/dbus":               {"nat/firewalld"},
 	"github.com/google/nftables":           {"nat", "nat/nftables"},
 	"github.com/mdlayher/netlink":          {"nat/nftables"},
+	"github.com/moby/moby":                 {"admin/cli"},
+	"github.com/prometheus":                {"admin"},
 	"github.com/sirupsen/logrus":           {"", "admin", "driver"},
-	"github.com/spf13":                     {"", "admin"},
+	"github.com/spf13":                     {"", "admin/cli"},
 	"github.com/vishvananda/netlink":       {"link"},
 	"go.etcd.io/bbolt":                     {"store"},
 }

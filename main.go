@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/extip/extip/admin/cli"
 	"github.com/extip/extip/driver"
 	"github.com/extip/extip/pool"
 	"github.com/extip/extip/store"
@@ -26,24 +27,16 @@ var version = "unknown"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
+	err := command().ExecuteContext(ctx)
+	if err != nil && err.Error() != "" {
 		fmt.Fprintln(os.Stderr, "extip:", err)
-		os.Exit(1)
 	}
+	os.Exit(cli.ExitCode(err))
 }
 
 func command() *cobra.Command {
-	root := &cobra.Command{
-		Use:           "extip",
-		Short:         "External IP addresses for Docker containers",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-	}
-	root.AddCommand(serveCommand(), &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) { cmd.Println(version) },
-	})
-	root.SetOut(os.Stdout)
+	root := cli.New(version)
+	root.AddCommand(serveCommand())
 	return root
 }
 
@@ -79,6 +72,11 @@ func serve(ctx context.Context, c config) (rerr error) {
 	if err != nil {
 		return err
 	}
+	guard := driver.NewGuard(d, log)
+	control, err := openControl(c, d, guard, kernel, log)
+	if err != nil {
+		return err
+	}
 	// Watched from before Restore, so that nothing is missed.
 	watchers, err := kernel.watch(d)
 	if err != nil {
@@ -89,7 +87,6 @@ func serve(ctx context.Context, c config) (rerr error) {
 	}
 	debug.FreeOSMemory() // what the start needed, nothing needs again
 	group, ctx := errgroup.WithContext(ctx)
-	guard := driver.NewGuard(d, log)
 	for _, s := range sockets {
 		log.WithFields(logrus.Fields{"version": version, "socket": s.Addr(), "backend": kernel.backend}).Info("serving")
 		group.Go(func() error { return guard.Serve(ctx, s) })
@@ -97,8 +94,8 @@ func serve(ctx context.Context, c config) (rerr error) {
 	group.Go(func() error { return d.Run(ctx, c.reconcileInterval) })
 	group.Go(func() error { return d.Retire(ctx) })
 	group.Go(func() error { return manage(ctx, d) })
-	for _, watch := range watchers {
-		group.Go(func() error { return watch(ctx) })
+	for _, run := range append(watchers, control...) {
+		group.Go(func() error { return run(ctx) })
 	}
 	group.Go(func() error { return d.Tend(ctx) })
 	group.Go(func() error { return onHangup(ctx, func() { d.Hint("SIGHUP") }) })

@@ -30,10 +30,17 @@ func TestREADME(t *testing.T) {
 		}
 		flags = append(flags, fmt.Sprintf("| `--%s` | %s | %s |", f.Name, value, f.Usage))
 	})
+	var verbs []string
+	for _, c := range command().Commands() {
+		if c.GroupID != "" {
+			verbs = append(verbs, fmt.Sprintf("| `%s` | %s |", strings.ReplaceAll(strings.TrimSuffix(c.UseLine(), " [flags]"), "|", "\\|"), c.Short))
+		}
+	}
 	for _, table := range []struct {
 		header string
 		rows   []string
 	}{
+		{"| verb | |\n|---|---|\n", verbs},
 		{"| option | on | value | default |\n|---|---|---|---|\n", options},
 		{"| flag | default | |\n|---|---|---|\n", flags},
 	} {

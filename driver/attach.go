@@ -20,12 +20,23 @@ import (
 // It fails as docker run would that asks for the addresses; then, nothing is
 // changed.
 func (d *Driver) Attach(ctx context.Context, id string, addrs []netip.Addr, dryRun bool) (Report, error) {
+	return d.attachTo(ctx, id, addrs, false, dryRun)
+}
+
+// Adopt is Attach for an address that this host has already: set up by hand for
+// the same container. Nobody is asked for it, and that it is the host's own is no
+// reason against it.
+func (d *Driver) Adopt(ctx context.Context, id string, a netip.Addr) (Report, error) {
+	return d.attachTo(ctx, id, []netip.Addr{a}, true, false)
+}
+
+func (d *Driver) attachTo(ctx context.Context, id string, addrs []netip.Addr, adopt, dryRun bool) (Report, error) {
 	e, err := d.find(id)
 	if err != nil {
 		return Report{}, err
 	}
 	for ctx.Err() == nil {
-		a := attachment{Report: newReport()}
+		a := attachment{Report: newReport(), adopt: adopt}
 		err := d.withRunning(e, func(n *network, e *endpoint) error { return d.planAttach(n, e, addrs, &a, dryRun) })
 		if err != nil || dryRun || len(a.addrs) == 0 {
 			return a.Report, err
@@ -50,7 +61,8 @@ func (d *Driver) Attach(ctx context.Context, id string, addrs []netip.Addr, dryR
 // An attachment is what an endpoint is to get.
 type attachment struct {
 	Report
-	want store.Want
+	adopt bool
+	want  store.Want
 	// addrs are what it would be given now, and probe asks for them.
 	addrs []netip.Addr
 	probe *probe
@@ -60,7 +72,7 @@ type attachment struct {
 // neighbours for it, or in a dry run reports it; e.mu is held. Nothing is claimed
 // yet: what others of this host claim meanwhile is found out then.
 func (d *Driver) planAttach(n *network, e *endpoint, addrs []netip.Addr, a *attachment, dryRun bool) (err error) {
-	o := endpointOptions{auto: len(addrs) == 0, reservation: e.rec.Reservation}
+	o := endpointOptions{auto: len(addrs) == 0, reservation: e.rec.Reservation, adopt: a.adopt}
 	for _, addr := range addrs {
 		if slices.Contains(e.rec.External, addr) {
 			a.left("%s is had already by %s", addr, title(e.rec))
@@ -80,7 +92,11 @@ func (d *Driver) planAttach(n *network, e *endpoint, addrs []netip.Addr, a *atta
 	}
 	a.addrs = after.External[len(e.rec.External):]
 	if !dryRun {
-		a.probe = d.probe(n.rec, a.addrs)
+		asked := a.addrs
+		if a.adopt {
+			asked = nil
+		}
+		a.probe = d.probe(n.rec, asked)
 		return nil
 	}
 	a.changed(picture(n.rec, e.rec, e.withheld), picture(n.rec, after, e.withheld))

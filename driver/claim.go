@@ -37,7 +37,11 @@ func (d *Driver) want(n *network, e store.Endpoint, o endpointOptions) (store.Wa
 		return want, nil
 	}
 	for _, a := range o.addresses {
-		why, err := d.unfit(n, e, a)
+		fits := d.unfit
+		if o.adopt {
+			fits = familyUnfit
+		}
+		why, err := fits(n, e, a)
 		if err == nil && why != "" {
 			err = fmt.Errorf("extip.address=%s: it %s", a, why)
 		}
@@ -86,10 +90,17 @@ func (d *Driver) fits(n *network, e store.Endpoint, reservation string, a netip.
 // unfit says why an endpoint can't have an address, as the end of a sentence
 // about it; "" if it can.
 func (d *Driver) unfit(n *network, e store.Endpoint, a netip.Addr) (string, error) {
+	if why, err := familyUnfit(n, e, a); why != "" {
+		return why, err
+	}
+	return d.unusable(n, a)
+}
+
+func familyUnfit(n *network, e store.Endpoint, a netip.Addr) (string, error) {
 	if !slices.ContainsFunc(e.Addresses, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() }) {
 		return fmt.Sprintf("needs a subnet of its family, and the network has only %s", join(n.rec.Gateways)), nil
 	}
-	return d.unusable(n, a)
+	return "", nil
 }
 
 // unusable says why an address can't be an external one on this host, as the

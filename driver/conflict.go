@@ -35,6 +35,7 @@ func (d *Driver) Conflict(c announce.Conflict) {
 		return
 	}
 	clash := d.segments.clash(c.Address, mac)
+	d.observer.Conflict(c.Address)
 	log := d.log.WithField("external", c.Address).WithField("mac", mac).WithField("conflicts", clash.Count)
 	_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
 		d.tell(EventConflict, e, mac+" uses it", c.Address)

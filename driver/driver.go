@@ -70,8 +70,9 @@ type Driver struct {
 	wake     chan struct{}
 	retiring atomic.Bool
 
-	// events tells those who listen what happens.
-	events events
+	// events tells those who listen what happens, and observer counts it.
+	events   events
+	observer Observer
 
 	// segments is what is known of the wires. waiting are endpoints with
 	// withheld addresses; guarded by mu.
@@ -138,7 +139,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 		k.Guard = nat.Unguarded{}
 	}
 	d := &Driver{
-		kernel: k, store: s, defaults: defaults, log: log,
+		kernel: k, store: s, defaults: defaults, log: log, observer: unobserved{},
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{}, parents: map[string]string{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
 		drains: map[netip.Addr]map[link.Pair]*endpoint{}, retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
@@ -347,7 +348,7 @@ func mappings(e store.Endpoint) []nat.Mapping {
 			}
 			out = append(out, nat.Mapping{
 				Endpoint: short(e.ID), External: ext, Internal: in.Addr(),
-				Gateway: e.Source == store.SourceGateway || e.Detour, Egress: egress,
+				Gateway: e.Source == store.SourceGateway || e.Detour, Egress: egress, Filter: natFilter(e.Filter, ext.Is4()),
 			})
 			egress = false
 		}

@@ -341,19 +341,19 @@ func TestNetworkRefusals(t *testing.T) {
 		return r
 	}
 	for want, r := range map[string]*api.CreateNetworkRequest{
-		"extip.parent=eth9: interface eth9: ":                                           request(nil, "extip.parent", "eth9"),
-		"extip.parent=port0: it is a port of br-ex":                                     request(nil, "extip.parent", "port0"),
-		"extip.auto=perhaps: allowed are true and false":                                request(nil, "extip.auto", "perhaps"),
-		"extip.source=me: allowed are client and gateway":                               request(nil, "extip.source", "me"),
-		"extip.dad=on: allowed are fast, rfc5227 and off":                               request(nil, "extip.dad", "on"),
-		"extip.pool=x: pool: \"x\" is no address":                                       request(nil, "extip.pool", "x"),
-		"extip.pool=172.32.0.9: it has addresses inside the container subnet":           request(nil, "extip.pool", "172.32.0.9"),
-		"IPv6 addresses need a network with --ipv6":                                     request(nil, "extip.pool", "2001:db8::/64"),
-		"com.docker.network.driver.mtu=9: allowed are 68 to 65535":                      request(nil, "com.docker.network.driver.mtu", "9"),
-		"com.docker.network.bridge.name=a b: no interface":                              request(nil, "com.docker.network.bridge.name", "a b"),
-		"com.docker.network.bridge.name=br-web: it is the bridge of":                    request(nil, "com.docker.network.bridge.name", "br-web"),
-		"unknown option extip.parrent; on a network there are: extip.alias, extip.auto": request(nil, "extip.parrent", "br-ex"),
-		"extip.address can be set on: endpoint; on a network there are: ":               request(nil, "extip.address", "203.0.113.9"),
+		"extip.parent=eth9: interface eth9: ":                                              request(nil, "extip.parent", "eth9"),
+		"extip.parent=port0: it is a port of br-ex":                                        request(nil, "extip.parent", "port0"),
+		"extip.auto=perhaps: allowed are true and false":                                   request(nil, "extip.auto", "perhaps"),
+		"extip.source=me: allowed are client and gateway":                                  request(nil, "extip.source", "me"),
+		"extip.dad=on: allowed are fast, rfc5227 and off":                                  request(nil, "extip.dad", "on"),
+		"extip.pool=x: pool: \"x\" is no address":                                          request(nil, "extip.pool", "x"),
+		"extip.pool=172.32.0.9: it has addresses inside the container subnet":              request(nil, "extip.pool", "172.32.0.9"),
+		"IPv6 addresses need a network with --ipv6":                                        request(nil, "extip.pool", "2001:db8::/64"),
+		"com.docker.network.driver.mtu=9: allowed are 68 to 65535":                         request(nil, "com.docker.network.driver.mtu", "9"),
+		"com.docker.network.bridge.name=a b: no interface":                                 request(nil, "com.docker.network.bridge.name", "a b"),
+		"com.docker.network.bridge.name=br-web: it is the bridge of":                       request(nil, "com.docker.network.bridge.name", "br-web"),
+		"unknown option extip.parrent; on a network there are: extip.alias, extip.allow, ": request(nil, "extip.parrent", "br-ex"),
+		"extip.address can be set on: endpoint; on a network there are: ":                  request(nil, "extip.address", "203.0.113.9"),
 		"IPv4 addresses need a network with an IPv4 subnet": request(func(r *api.CreateNetworkRequest) {
 			r.IPv4Data, r.IPv6Data = nil, []*api.IPAMData{{Pool: "2001:db8::/64", Gateway: "2001:db8::1/64"}}
 		}, "extip.pool", "203.0.113.9"),

@@ -106,6 +106,10 @@ func (d *Driver) endpointRecord(n *network, r *api.CreateEndpointRequest) (store
 	if o.egress != "" {
 		e.Egress = o.egress
 	}
+	e.Filter = o.filter.over(n.rec.Filter)
+	if err := checkFilter(e.Filter); err != nil {
+		return e, store.Want{}, err
+	}
 	// Some engines may tell the container's name one day (moby/moby#52870).
 	e.Name, _ = r.Options["com.docker.network.endpoint.name"].(string)
 	if r.Interface == nil {

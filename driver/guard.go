@@ -16,13 +16,16 @@ import (
 // when the last call has ended. Without it a panic would close the connection,
 // and the engine would repeat the call for 15 seconds with an empty body.
 type Guard struct {
-	next  api.Driver
-	log   logrus.FieldLogger
-	calls sync.WaitGroup
+	next     api.Driver
+	log      logrus.FieldLogger
+	observer Observer
+	calls    sync.WaitGroup
 }
 
 // NewGuard returns a Guard around next.
-func NewGuard(next api.Driver, log logrus.FieldLogger) *Guard { return &Guard{next: next, log: log} }
+func NewGuard(next api.Driver, log logrus.FieldLogger) *Guard {
+	return &Guard{next: next, log: log, observer: unobserved{}}
+}
 
 // Wait returns when no call is under way, or ctx ends. No new ones must come.
 func (g *Guard) Wait(ctx context.Context) error {
@@ -65,7 +68,9 @@ func ask[T any](g *Guard, method string, of ids, fn func() (T, error)) (answer T
 			err = fmt.Errorf("%s: internal error: %v", method, p)
 			log = log.WithField("stack", string(debug.Stack()))
 		}
-		log = log.WithField("ms", float64(time.Since(start).Microseconds())/1000)
+		took := time.Since(start)
+		g.observer.Call(method, took, err)
+		log = log.WithField("ms", float64(took.Microseconds())/1000)
 		if err != nil {
 			log.WithError(err).Error("refused")
 			return

@@ -215,7 +215,10 @@ func (d *Driver) networkRecord(r *api.CreateNetworkRequest) (store.Network, erro
 	n := store.Network{
 		ID: r.NetworkID, Bridge: o.bridge, Parent: o.parent, MTU: o.mtu, Pool: o.pool,
 		Auto: o.auto, Source: o.source, Egress: o.egress, ICC: o.icc, Internal: internal,
-		DAD: o.dad, Alias: o.alias, Conflict: o.conflict, Spoof: o.spoof,
+		DAD: o.dad, Alias: o.alias, Conflict: o.conflict, Filter: o.filter, Spoof: o.spoof,
+	}
+	if err := checkFilter(n.Filter); err != nil {
+		return n, err
 	}
 	if n.Bridge == "" {
 		n.Bridge = link.BridgeName(n.ID)

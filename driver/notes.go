@@ -24,6 +24,7 @@ func networkNote(n store.Network) string {
 	if n.Spoof == store.SpoofAllow {
 		note += " spoof=allow"
 	}
+	note += filterNote(n.Filter, func(more string) bool { return link.NoteFits(n.ID, note+more) })
 	if withPool := note + " pool=" + n.Pool.String(); link.NoteFits(n.ID, withPool) {
 		return withPool
 	}
@@ -35,12 +36,41 @@ func endpointNote(e store.Endpoint) string {
 	if e.MAC != link.MAC(e.Addresses).String() {
 		note += " mac=" + e.MAC
 	}
+	note += filterNote(e.Filter, func(more string) bool { return link.NoteFits(e.ID, note+more) })
 	if e.Reservation != "" {
 		if more := note + " reservation=" + e.Reservation; link.NoteFits(e.ID, more) {
 			return more
 		}
 	}
 	return note
+}
+
+// filterNote notes a filter. One that is too long is noted as lost: what is
+// rebuilt then lets nobody in, instead of everybody.
+func filterNote(f store.Filter, fits func(string) bool) string {
+	if len(f.Ports)+len(f.Allow) == 0 {
+		return ""
+	}
+	note := fmt.Sprintf(" ports=%s allow=%s refuse=%s", portsText(f.Ports), allowText(f.Allow), f.Refuse)
+	if !fits(note) {
+		return " ports=lost"
+	}
+	return note
+}
+
+// notedFilter reads a filterNote.
+func notedFilter(w map[string]string) (f store.Filter, err error) {
+	switch w["ports"] {
+	case "":
+		return store.Filter{Refuse: store.RefuseDrop}, nil
+	case "lost":
+		return store.Filter{Refuse: store.RefuseDrop, Allow: []netip.Prefix{nobody[true], nobody[false]}}, nil
+	}
+	f.Refuse = store.Refuse(w["refuse"])
+	if f.Ports, err = parsePorts(w["ports"]); err == nil {
+		f.Allow, err = parseAllow(w["allow"])
+	}
+	return f, err
 }
 
 func words(note string) map[string]string {
@@ -63,6 +93,9 @@ func (d *Driver) noted(name string, found link.Found) (store.Network, error) {
 		Spoof: cmp.Or(store.Spoof(w["spoof"]), store.SpoofDeny),
 	}
 	var errs []error
+	var err error
+	n.Filter, err = notedFilter(w)
+	errs = append(errs, err)
 	for key, to := range map[string]*bool{"auto": &n.Auto, "icc": &n.ICC, "internal": &n.Internal} {
 		value, err := strconv.ParseBool(w[key])
 		*to = value
@@ -96,6 +129,10 @@ func notedEndpoint(found link.Found) (store.Endpoint, error) {
 	}
 	if e.MAC = w["mac"]; e.MAC == "" {
 		e.MAC = link.MAC(e.Addresses).String()
+	}
+	var err error
+	if e.Filter, err = notedFilter(w); err != nil {
+		return e, err
 	}
 	for text := range strings.SplitSeq(w["external"], ",") {
 		if text == "" {

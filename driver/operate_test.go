@@ -270,6 +270,7 @@ func TestDetach(t *testing.T) {
 	l := operated(t)
 	l.host.Connect(addr("203.0.113.60"))
 	l.host.Connect(addr("203.0.113.61"))
+	l.host.Dial(addr("172.31.0.2"))
 	r, err := l.Detach(t.Context(), addr("203.0.113.60"), false)
 	if err != nil {
 		t.Fatal(err)
@@ -479,6 +480,9 @@ func TestDrainEnds(t *testing.T) {
 		"left": func(l *lab, _ *endpoint) {
 			if err := l.Leave(&api.LeaveRequest{NetworkID: netID, EndpointID: ep1}); err != nil {
 				l.t.Error(err)
+			}
+			if len(l.drains) > 0 {
+				l.t.Errorf("drains: %v", l.drains)
 			}
 		},
 		"its new container stopped": func(l *lab, _ *endpoint) {

@@ -48,6 +48,7 @@ type networkOptions struct {
 	auto     bool
 	source   store.Source
 	egress   store.Egress
+	filter   store.Filter
 	dad      store.DAD
 	alias    store.Alias
 	conflict store.Conflict
@@ -65,6 +66,30 @@ type endpointOptions struct {
 	reservation string
 	source      store.Source
 	egress      store.Egress
+	filter      filterOptions
+	// adopt: the addresses are the host's own already, set up by hand.
+	adopt bool
+}
+
+// filterOptions is what of a filter was given: what was not, is the network's.
+type filterOptions struct {
+	store.Filter
+	ports, allow bool
+}
+
+// over returns the filter that holds on a network with another one.
+func (o filterOptions) over(network store.Filter) store.Filter {
+	f := network
+	if o.ports {
+		f.Ports = o.Ports
+	}
+	if o.allow {
+		f.Allow = o.Allow
+	}
+	if o.Refuse != "" {
+		f.Refuse = o.Refuse
+	}
+	return f
 }
 
 // Options is every option there is: the decoder, the messages and the README
@@ -102,6 +127,39 @@ func Options() []Option {
 			},
 			endpoint: func(o *endpointOptions, v string) error {
 				return oneOf(v, &o.egress, store.EgressExternal, store.EgressHost)
+			},
+		},
+		{
+			Key: "extip.ports", Value: "`all`, or a list of `tcp/22`, `udp/8000-8099`, `sctp/5060`, `udplite/9`, `icmp`, `esp`, `ah`: what may be reached from outside", Default: "`all`",
+			network: func(o *networkOptions, v string) (err error) {
+				o.filter.Ports, err = parsePorts(v)
+				return err
+			},
+			endpoint: func(o *endpointOptions, v string) (err error) {
+				o.filter.ports = true
+				o.filter.Ports, err = parsePorts(v)
+				return err
+			},
+		},
+		{
+			Key: "extip.allow", Value: "`everyone`, or a list of CIDRs that may connect; a container of this host counts by its internal address", Default: "`everyone`",
+			network: func(o *networkOptions, v string) (err error) {
+				o.filter.Allow, err = parseAllow(v)
+				return err
+			},
+			endpoint: func(o *endpointOptions, v string) (err error) {
+				o.filter.allow = true
+				o.filter.Allow, err = parseAllow(v)
+				return err
+			},
+		},
+		{
+			Key: "extip.refuse", Value: "`drop` what may not pass, or `reject` it: answered by ICMP, port unreachable", Default: "`drop`",
+			network: func(o *networkOptions, v string) error {
+				return oneOf(v, &o.filter.Refuse, store.RefuseDrop, store.RefuseReject)
+			},
+			endpoint: func(o *endpointOptions, v string) error {
+				return oneOf(v, &o.filter.Refuse, store.RefuseDrop, store.RefuseReject)
 			},
 		},
 		{
@@ -189,7 +247,8 @@ func (o *endpointOptions) setAddress(v string) error {
 func decodeNetwork(given map[string]any) (networkOptions, []string, error) {
 	o := networkOptions{
 		auto: true, icc: true, source: store.SourceClient, egress: store.EgressExternal,
-		dad: store.DADFast, alias: store.AliasParent, conflict: store.ConflictKeep,
+		filter: store.Filter{Refuse: store.RefuseDrop},
+		dad:    store.DADFast, alias: store.AliasParent, conflict: store.ConflictKeep,
 		spoof: store.SpoofDeny,
 	}
 	ignored, err := decode(given, "network", func(opt Option) func(string) error {

@@ -109,7 +109,9 @@ func (d *Driver) announce(n store.Network, e *endpoint, a netip.Addr) error {
 	}
 	if err := d.kernel.Announce(n.Parent, a); err != nil {
 		d.log.WithField("external", a).WithError(err).Warn("not announced")
+		return nil
 	}
+	d.observer.Announced(a)
 	return nil
 }
 

@@ -28,6 +28,7 @@ func (d *Driver) Restore() error {
 	// be without its mapping for a moment.
 	repaired, err := d.kernel.NAT.Sync(d.natState())
 	errs = append(errs, err)
+	d.observer.Reconciled("start", 0, len(repaired), err)
 	d.report("start", repaired)
 	repaired, err = d.kernel.Guard.Sync(d.guardState())
 	errs = append(errs, err)
@@ -62,8 +63,9 @@ func (d *Driver) repair(cause string, run func(*repair)) ([]string, error) {
 	defer d.reconciling.Unlock()
 	r := &repair{Driver: d, began: time.Now()}
 	run(r)
-	d.report(cause, r.lines)
 	err := errors.Join(r.errs...)
+	d.observer.Reconciled(cause, time.Since(r.began), len(r.lines), err)
+	d.report(cause, r.lines)
 	if text := plural(len(r.lines), "repair", "repairs") + " after " + cause; err != nil {
 		d.events.emit(Event{Kind: EventReconciled, Text: text + ", and " + err.Error()})
 	} else if len(r.lines) > 0 {
@@ -368,8 +370,8 @@ func (r *repair) endpointsAgain() {
 	r.eachEndpoint(func(n *network, e *endpoint) {
 		host, _ := link.VethNames(e.rec.ID)
 		have, ok := r.found.Links[host]
-		if !ok || e.changed.After(r.began) {
-			return // an orphan for the next time, or newer than the survey
+		if !ok || e.changed.After(r.began) || e.rec.State == store.Retired {
+			return // an orphan for the next time, newer than the survey, or about to go
 		}
 		var steps []step
 		switch note := endpointNote(e.rec); {
@@ -470,6 +472,10 @@ func (d *Driver) eachEndpoint(fn func(*network, *endpoint)) {
 		n.mu.RUnlock()
 	}
 }
+
+// Desired is what the NAT rules should hold: all networks and mappings. Its cost
+// grows with what there is.
+func (d *Driver) Desired() nat.State { return d.natState() }
 
 // natState is what the NAT rules should hold. What is leaving may still have
 // its alias, and so keeps its mapping.

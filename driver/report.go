@@ -63,6 +63,9 @@ func picture(n store.Network, e store.Endpoint, withheld map[netip.Addr]string) 
 			add("address %s/%d on %s", a, a.BitLen(), on)
 		}
 	}
+	if len(e.External) > 0 {
+		add("filter of %s: ports %s, from %s, else %s", short(e.ID), portsText(e.Filter.Ports), allowText(e.Filter.Allow), e.Filter.Refuse)
+	}
 	for _, a := range e.External {
 		if e.Reservation != "" {
 			add("reservation %q: %s", e.Reservation, a)

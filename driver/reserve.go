@@ -43,7 +43,7 @@ func (d *Driver) Reserve(name string, addrs []netip.Addr, dryRun bool) (Report, 
 	}
 	after, err := d.store.Reserve(name, addrs, dryRun)
 	if err != nil {
-		return newReport(), fmt.Errorf("reservation %q: %w", name, err)
+		return newReport(), fmt.Errorf("reservation %q: %w", name, owned(err))
 	}
 	for _, a := range addrs {
 		switch {
@@ -61,6 +61,18 @@ func (d *Driver) Reserve(name string, addrs []netip.Addr, dryRun bool) (Report, 
 	}
 	r.changed(reserved(name, before), reserved(name, after.Addresses))
 	return r, nil
+}
+
+// owned is what is said of who has an address, without what the store was about to
+// do.
+func owned(err error) error {
+	if taken, ok := errors.AsType[*store.TakenError](err); ok {
+		return taken
+	}
+	if other, ok := errors.AsType[*store.ReservedError](err); ok {
+		return other
+	}
+	return err
 }
 
 // reserved is a reservation's picture.

@@ -65,6 +65,10 @@ func operate() []call {
 			_, err := l.Attach(l.t.Context(), epID[:4], addrs("203.0.113.62", "203.0.113.63"), false)
 			return err
 		}},
+		{"filter", func(l *lab) error {
+			_, err := l.SetFilter(epID[:4], "tcp/22", "192.0.2.0/24", false)
+			return err
+		}},
 		{"move", move("203.0.113.60", false)},
 		{"move and drain", move("203.0.113.61", true)},
 		{"detach", func(l *lab) error {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
 	"github.com/extip/extip/store"
 )
@@ -38,8 +39,9 @@ type Address struct {
 	Network   string `json:"network"`
 	Parent    string `json:"parent"`
 	// On is the interface that the address is put on, "" if it is routed to
-	// this host.
+	// this host. Port is the host's end of the container's link.
 	On    string `json:"on,omitempty"`
+	Port  string `json:"port,omitempty"`
 	State string `json:"state"`
 	// Reason explains a state that is not published.
 	Reason      string `json:"reason,omitempty"`
@@ -50,6 +52,12 @@ type Address struct {
 	// external, this address; other, another one of its addresses; host.
 	// It is empty for one that drains, and so are On and Conflicts.
 	Egress string `json:"egress,omitempty"`
+	// Ports may be reached, and Allow may connect, in the forms of the options
+	// extip.ports and extip.allow; "" for all and everyone. Refuse says what
+	// becomes of the rest.
+	Ports  string `json:"ports,omitempty"`
+	Allow  string `json:"allow,omitempty"`
+	Refuse string `json:"refuse,omitempty"`
 	// Detour: another network has the container's default route, so that it
 	// sees its gateway as the client, whatever Source says.
 	Detour bool `json:"detour,omitempty"`
@@ -67,6 +75,8 @@ type NetworkInfo struct {
 	ID     string `json:"id"`
 	Bridge string `json:"bridge"`
 	Parent string `json:"parent"`
+	// On is the interface that addresses are put on, "" if they are on none.
+	On string `json:"on,omitempty"`
 	// Follows: nobody named the parent, it is that of the default route.
 	Follows  bool           `json:"follows,omitempty"`
 	Gateways []netip.Prefix `json:"gateways"`
@@ -134,11 +144,15 @@ func (d *Driver) viewOf(n *network, e *endpoint, a netip.Addr) Address {
 		Detour: e.rec.Detour, Since: e.rec.Created, Conflicts: d.segments.conflict(a),
 		Internal: insideFor(e.rec, a),
 	}
+	v.Port, _ = link.VethNames(e.id)
 	if at, ok := e.rec.Since[a]; ok {
 		v.Since = at
 	}
 	if e.rec.Egress == store.EgressExternal && !slices.ContainsFunc(mappings(e.rec), func(m nat.Mapping) bool { return m.External == a && m.Egress }) {
 		v.Egress = egressOther
+	}
+	if f := e.rec.Filter; len(f.Ports)+len(f.Allow) > 0 {
+		v.Ports, v.Allow, v.Refuse = portsText(f.Ports), allowText(f.Allow), string(f.Refuse)
 	}
 	switch why := e.withheld[a]; {
 	case e.rec.State == store.Plumbed:
@@ -157,7 +171,7 @@ func (d *Driver) NetworkInfos() []NetworkInfo {
 	list := []NetworkInfo{}
 	for _, n := range d.networkRecords() {
 		info := NetworkInfo{
-			ID: n.ID, Bridge: n.Bridge, Parent: n.Parent, Follows: n.Follows, Gateways: n.Gateways, Subnets: subnets(n),
+			ID: n.ID, Bridge: n.Bridge, Parent: n.Parent, On: aliasLink(n), Follows: n.Follows, Gateways: n.Gateways, Subnets: subnets(n),
 			Pool: n.Pool.String(), Size: n.Pool.Size(), Free: d.store.Free(n.Pool), MTU: n.MTU, Auto: n.Auto,
 			Source: string(n.Source), Egress: string(n.Egress), DAD: string(n.DAD), Alias: string(n.Alias), Conflict: string(n.Conflict),
 			ICC: n.ICC, Internal: n.Internal, Leaving: n.Leaving, Mark: d.natNetwork(n).Mark,
@@ -179,3 +193,28 @@ func (d *Driver) NetworkInfos() []NetworkInfo {
 
 // Reservations is all reservations, in order of their names.
 func (d *Driver) Reservations() ([]store.Reservation, error) { return d.store.Reservations() }
+
+// An EndpointView is a container that runs on a network.
+type EndpointView struct {
+	ID, Container string
+	// On is the interface that external addresses are put on, "" if none.
+	On                 string
+	Internal, External []netip.Addr
+}
+
+// Endpoints is all that are published, with external addresses or without. Its
+// cost grows with what there is.
+func (d *Driver) Endpoints() []EndpointView {
+	var list []EndpointView
+	d.eachEndpoint(func(n *network, e *endpoint) {
+		if e.rec.State != store.Published {
+			return
+		}
+		v := EndpointView{ID: e.id, Container: e.rec.Name, On: aliasLink(n.rec), External: slices.Clone(e.rec.External)}
+		for _, p := range e.rec.Addresses {
+			v.Internal = append(v.Internal, p.Addr())
+		}
+		list = append(list, v)
+	})
+	return list
+}

@@ -41,7 +41,7 @@ func TestForeignOwner(t *testing.T) {
 		{lab.outside, "tcp", "[2001:db8::57]:80", "first saw " + outsideAddr6},
 		{lab.outside, "tcp", "[2001:db8::58]:80", "second saw " + outsideAddr6},
 	})
-	refused(t, lab, []string{"exhausted", "first, second", "2001:db8::56 is used by"}, "--network", "web")
+	refused(t, lab, []string{"exhausted", "2 of 3 addresses are in use", "2001:db8::56 is used by"}, "--network", "web")
 	lab.docker("rm", "-f", "first", "second")
 	lab.unchanged(before)
 }
@@ -144,7 +144,7 @@ func TestClaimWait(t *testing.T) {
 	}
 	pool, asked, off := took["pool"][2], took["asked"][2], took["off"][2]
 	t.Logf("Join, median of 5: address from the pool %.1f ms, asked for %.1f ms, without probes %.1f ms", pool, asked, off)
-	if asked < 450 || pool >= asked/2 {
+	if asked < 300 || pool >= asked/2 {
 		t.Error("an address of the pool is waited for, or one that was asked for isn't probed")
 	}
 }

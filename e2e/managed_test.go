@@ -69,6 +69,11 @@ func TestManaged(t *testing.T) {
 		m.works("full", "203.0.113.64")
 	}
 	works()
+	// The command line of the host finds it.
+	install(t, extipBinary(t), filepath.Join(m.dir, "bin", "extip"))
+	if have := m.status(); have["203.0.113.56"] != "172.31.0.2 web web published" {
+		t.Errorf("status: %q", have)
+	}
 	running := m.host.Dump()
 	if out, err := m.tryDocker("plugin", "disable", m.name); err == nil || !strings.Contains(out, "in use") {
 		t.Errorf("disabled while a network has its full name: %v, %s", err, out)

@@ -165,15 +165,18 @@ func testDeb(t *testing.T, m *lab) {
 		})
 	}
 	works()
-	if got := m.must("extip", "version"); got != "v0.0.1" {
+	if got := m.must("extip", "--version"); got != "v0.0.1" {
 		t.Errorf("version %q", got)
+	}
+	if have := m.status(); have["203.0.113.60"] != "172.31.0.2 web web published" {
+		t.Errorf("status: %q", have)
 	}
 	m.sandboxed()
 
 	in, out := startFlow(t, m.outside, "203.0.113.60:80"), startFlow(t, web, outsideAddr+":80")
 	pid := m.mainPID()
 	m.must("dpkg", "-i", next)
-	if m.mainPID() == pid || m.must("extip", "version") != "v0.0.2" {
+	if m.mainPID() == pid || m.must("extip", "--version") != "v0.0.2" {
 		t.Error("the upgrade did not start the new version")
 	}
 	works()
@@ -241,7 +244,7 @@ func testRPM(t *testing.T, m *lab) {
 	m.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.60")
 	pid := m.mainPID()
 	rpm("-U", two)
-	if m.mainPID() == pid || m.must("extip", "version") != "v0.0.2" {
+	if m.mainPID() == pid || m.must("extip", "--version") != "v0.0.2" {
 		t.Error("the upgrade did not start the new version")
 	}
 	ask(t, []question{{m.outside, "tcp", "203.0.113.60:80", "web saw " + outsideAddr}})
@@ -264,7 +267,7 @@ func testInstallScript(t *testing.T, m *lab) {
 	m.sandboxed()
 	in, out := startFlow(t, m.outside, "203.0.113.60:80"), startFlow(t, web, outsideAddr+":80")
 	m.must("/root/extip-0.0.2/install.sh")
-	if got := m.must("extip", "version"); got != "v0.0.2" {
+	if got := m.must("extip", "--version"); got != "v0.0.2" {
 		t.Errorf("version %q", got)
 	}
 	ask(t, []question{{m.outside, "tcp", "203.0.113.60:80", "web saw " + outsideAddr}})

@@ -30,6 +30,7 @@ func TestAlias6(t *testing.T) {
 	before := node.Dump()
 	ensure := func() error { return h.EnsureAlias("eth0", external6) }
 	do(t, node, ensure, ensure)
+	node.AwaitAsked("eth0", "2001:db8::56/128")
 	if got := node.Run("ip", "-6", "addr", "show", "dev", "eth0"); !strings.Contains(got, "2001:db8::56/128 scope global nodad deprecated noprefixroute") {
 		t.Errorf("addresses: %s", got)
 	}
@@ -55,6 +56,8 @@ func TestAlias6(t *testing.T) {
 	do(t, node, ensure)
 	node.Run("ip", "link", "set", "eth0", "up")
 	node.Run("ip", "addr", "add", "2001:db8::2/64", "dev", "eth0", "nodad")
+	node.AwaitUp("eth0")
+	node.AwaitAsked("eth0", "2001:db8::56/128", "2001:db8::2/64")
 	node.Run("ip", "route", "add", "default", "via", "2001:db8::1")
 	if got := source(node, far); got != "2001:db8::2" {
 		t.Errorf("the host's source after a flap is %s", got)

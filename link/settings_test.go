@@ -161,6 +161,7 @@ func TestBridge6(t *testing.T) {
 			// Without a carrier the kernel is in no hurry with IPv6.
 			web := node.Container("web", b.Name, "2001:db8:1::2/64", "2001:db8:1::1")
 			node.AwaitUp(b.Name)
+			node.AwaitAsked(b.Name, "2001:db8:1::1/64")
 			once := node.Dump()
 			do(t, node, func() error { return h.EnsureBridge(b) })
 			if again := node.Dump(); again != once {
@@ -171,6 +172,7 @@ func TestBridge6(t *testing.T) {
 			node.Run("ip", "-6", "route", "del", "2001:db8:1::/64", "dev", b.Name)
 			do(t, node, func() error { return h.EnsureBridge(b) })
 			node.AwaitUp(b.Name)
+			node.AwaitAsked(b.Name, "2001:db8:1::1/64")
 			if again := node.Dump(); again != once {
 				t.Errorf("repaired:\n%s\nonce:\n%s", again, once)
 			}

@@ -72,7 +72,7 @@ type listed struct {
 	name, alias string
 	master, mtu int
 	isBridge    bool
-	up          bool
+	up, carrier bool
 }
 
 // skipStats asks for links without their counters: RTEXT_FILTER_SKIP_STATS
@@ -90,7 +90,7 @@ func (h *Host) listLinks() (map[int]listed, error) {
 	links := make(map[int]listed, len(messages))
 	for _, m := range messages {
 		msg := nl.DeserializeIfInfomsg(m)
-		l := listed{up: msg.Flags&unix.IFF_UP != 0}
+		l := listed{up: msg.Flags&unix.IFF_UP != 0, carrier: msg.Flags&unix.IFF_LOWER_UP != 0}
 		for kind, attr := range attrs(m[msg.Len():]) {
 			value := attr[unix.NLA_HDRLEN:]
 			switch kind {

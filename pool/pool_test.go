@@ -186,6 +186,16 @@ func TestSet(t *testing.T) {
 		if runs != len(s.runs) {
 			t.Fatalf("step %d: %d runs, want %d: %v", step, len(s.runs), runs, s.runs)
 		}
+		free := uint64(0)
+		parts := Pool{spans: []span{{addr(3), addr(9)}, {addr(20), addr(20)}, {addr(100), addr(255)}}}
+		for n := range 256 {
+			if parts.Contains(addr(n)) && !model[addr(n)] {
+				free++
+			}
+		}
+		if got := parts.Free(s); got != free {
+			t.Fatalf("step %d: %d free, want %d: %v", step, got, free, s.runs)
+		}
 		got, ok := p.Next(a, s, func(netip.Addr) bool { return true })
 		want, there := netip.Addr{}, false
 		for n, x := 0, p.following(a); n < 253 && !there; n, x = n+1, p.following(x) {

@@ -10,7 +10,7 @@ say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 if ((EUID == 0)); then
 	say "what the tests need"
 	need_engine
-	need iptables=iptables nft=nftables ip=iproute2 mount=mount conntrack=conntrack ethtool=ethtool \
+	need iptables=iptables nft=nftables ip=iproute2 sysctl=procps mount=mount conntrack=conntrack ethtool=ethtool \
 		ovs-vswitchd=openvswitch-switch mmdebstrap=mmdebstrap dbus-daemon=dbus-daemon ssh=openssh-client curl=curl \
 		docker-registry=docker-registry docker-compose=docker-compose \
 		git=git make=make shellcheck=shellcheck
@@ -29,8 +29,8 @@ fi
 say "make test $race"
 make test RACE=$race
 
-say "make soak"
-make soak
+say "make soak STEPS=500"
+make soak STEPS=500
 
 say "make e2e"
 make e2e

@@ -100,6 +100,9 @@ func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
 		if err != nil {
 			return err
 		}
+		if e.Filter, err = recallFilter(tx, e); err != nil {
+			return err
+		}
 		if err := s.claimAll(tx, &e, want); err != nil {
 			return err
 		}

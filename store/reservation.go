@@ -19,6 +19,10 @@ type Reservation struct {
 	// again gets Addresses: what has become of them while it ran. It is nil
 	// before the first use.
 	First []netip.Addr `json:"first,omitempty"`
+	// Filter is what became of FirstFilter while a container ran; who asks for
+	// that again gets this. It is nil if nothing did.
+	Filter      *Filter `json:"filter,omitempty"`
+	FirstFilter Filter  `json:"first_filter,omitzero"`
 }
 
 // isAmended tells whether the addresses are other ones than at first.
@@ -154,6 +158,41 @@ func amend(tx *transaction, e Endpoint, gone, came []netip.Addr) error {
 		r.Addresses = e.External // in its order
 	}
 	return putReservation(tx, r)
+}
+
+// PutFilter records an endpoint whose filter has changed. Its reservation
+// remembers that.
+func (s *Store) PutFilter(e Endpoint, before Filter) error {
+	return s.update("put filter of endpoint "+short(e.ID), func(tx *transaction) error {
+		if err := putEndpoint(tx, e); err != nil || e.Reservation == "" {
+			return err
+		}
+		var r Reservation
+		if err := get(tx.Tx, namesBucket, e.Reservation, &r); err != nil || r.Name == "" {
+			return err
+		}
+		if r.Filter == nil {
+			r.FirstFilter = before
+		}
+		r.Filter = &e.Filter
+		if e.Filter.Equal(r.FirstFilter) {
+			r.Filter = nil
+		}
+		return put(tx, namesBucket, r.Name, r)
+	})
+}
+
+// recallFilter is the filter that an endpoint's reservation remembers.
+func recallFilter(tx *transaction, e Endpoint) (Filter, error) {
+	var r Reservation
+	if e.Reservation == "" {
+		return e.Filter, nil
+	}
+	err := get(tx.Tx, namesBucket, e.Reservation, &r)
+	if err == nil && r.Filter != nil && r.FirstFilter.Equal(e.Filter) {
+		return *r.Filter, nil
+	}
+	return e.Filter, err
 }
 
 // recall replaces a wanted reservation by the addresses that it holds.

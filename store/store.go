@@ -22,6 +22,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,6 +82,37 @@ const (
 	ConflictYield Conflict = "yield"
 )
 
+// Filter says who may connect to external addresses, and to what. The zero
+// Filter keeps nothing out.
+type Filter struct {
+	// Ports may be reached; none stands for all, of every protocol.
+	Ports []Ports `json:"ports,omitempty"`
+	// Allow may connect; none stands for everyone.
+	Allow  []netip.Prefix `json:"allow,omitempty"`
+	Refuse Refuse         `json:"refuse,omitempty"`
+}
+
+// Equal tells whether two filters are the same.
+func (f Filter) Equal(o Filter) bool {
+	return slices.Equal(f.Ports, o.Ports) && slices.Equal(f.Allow, o.Allow) && f.Refuse == o.Refuse
+}
+
+// Ports is a protocol by its name, and a range of its ports if it has any.
+type Ports struct {
+	Proto string `json:"proto"`
+	First uint16 `json:"first,omitempty"`
+	Last  uint16 `json:"last,omitempty"`
+}
+
+// Refuse says what becomes of what a Filter keeps out.
+type Refuse string
+
+// Refusals.
+const (
+	RefuseDrop   Refuse = "drop"
+	RefuseReject Refuse = "reject" // answered by ICMP, port unreachable
+)
+
 // Spoof says whether containers may send as somebody else.
 type Spoof string
 
@@ -117,6 +149,8 @@ type Network struct {
 	DAD      DAD
 	Alias    Alias
 	Conflict Conflict
+	// Filter is what an endpoint has that says nothing else.
+	Filter Filter
 	// ICC lets the network's containers talk to each other directly.
 	ICC bool
 	// Spoof lets them send with others' MACs and addresses.
@@ -160,6 +194,7 @@ type Endpoint struct {
 	Reservation string `json:",omitempty"`
 	Source      Source
 	Egress      Egress
+	Filter      Filter
 	// Detour: another network holds the container's default route, so it has
 	// to see its bridge as the client, whatever Source says.
 	Detour bool `json:",omitempty"`

@@ -15,6 +15,13 @@ func (h *Host) NAT() nat.Backend { return backend{h} }
 
 type backend struct{ h *Host }
 
+// Mappings are those in the kernel, by external address.
+func (h *Host) Mappings() map[netip.Addr]nat.Mapping {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.rules.mappings)
+}
+
 func (b backend) AddNetwork(n nat.Network) error {
 	b.h.mu.Lock()
 	defer b.h.mu.Unlock()

@@ -107,6 +107,7 @@ func New(t *testing.T, v Variant) *Lab {
 			l.Host.Run("ip", "addr", "add", m.External.String()+"/32", "dev", "eth0", "scope", "host")
 		} else {
 			l.Host.Run("ip", "addr", "add", m.External.String()+"/128", "dev", "eth0", "nodad", "preferred_lft", "0")
+			l.Host.AwaitAsked("eth0", m.External.String()+"/128")
 		}
 	}
 	for _, n := range l.nodes {
@@ -128,6 +129,7 @@ func (l *Lab) bridge(name, net4, net6 string, containers map[string]string) {
 		n := l.Host.Container(c, name, net4+last+"/24", net4+"1")
 		if net6 != "" {
 			n.Run("ip", "addr", "add", net6+last+"/64", "dev", "eth0", "nodad")
+			n.AwaitAsked("eth0", net6+last+"/64")
 			n.Run("ip", "route", "add", "default", "via", net6+"1")
 		}
 		l.nodes[c] = n
@@ -176,3 +178,6 @@ func Variants(flavour string) (vs []Variant) {
 func (v Variant) String() string {
 	return strings.Join([]string{v.docker.name, "bridgenf" + v.bridgeNF, "rpfilter" + v.rpFilter}, "-")
 }
+
+// Bare is a lab without Docker's rules.
+func Bare() Variant { return Variant{Flavour: "nft", bridgeNF: "0", rpFilter: "0"} }

@@ -130,6 +130,7 @@ func newPaths(t *testing.T) *paths {
 	for i := 1; i <= 6; i++ {
 		p.Host.Run("ip", "addr", "add", fmt.Sprintf("192.0.2.5%d/32", i), "dev", "eth0", "scope", "host")
 		p.Host.Run("ip", "addr", "add", fmt.Sprintf("2001:db8:1::5%d/128", i), "dev", "eth0", "nodad", "preferred_lft", "0")
+		p.Host.AwaitAsked("eth0", fmt.Sprintf("2001:db8:1::5%d/128", i))
 	}
 	p.nodes["host"], p.nodes["a"], p.nodes["b"] = p.Host, p.a, p.b
 	for _, n := range p.nodes {

@@ -38,6 +38,7 @@ func RunUplinks(t *testing.T, open func(*nettest.Node) nat.Backend) {
 	host.Sysctl("ipv6.conf.all.forwarding", "1")
 	host.Run("ip", "addr", "add", "203.0.113.1/32", "dev", "eth1", "scope", "host")
 	host.Run("ip", "addr", "add", "2001:db8:cafe::1/128", "dev", "eth1", "nodad", "preferred_lft", "0")
+	host.AwaitAsked("eth1", "2001:db8:cafe::1/128")
 	l.bridge("br1", "172.30.1.", "2001:db8:30:1::", map[string]string{"c1": "2"})
 	l.bridge("br2", "172.30.2.", "2001:db8:30:2::", map[string]string{"c2": "2"})
 	l.nodes["c1"].Serve(80)

@@ -51,7 +51,7 @@ func (s *Segment) Plug(n *Node, dev string, addrs ...string) {
 	n.addAddrs(dev, addrs)
 	s.sw.AwaitPort(port)
 	n.AwaitUp(dev)
-	n.awaitAsked(dev, addrs)
+	n.AwaitAsked(dev, addrs...)
 }
 
 // AwaitPort returns when a bridge's port forwards: the kernel tells the bridge
@@ -69,10 +69,11 @@ func (n *Node) AwaitUp(dev string) {
 	n.await(dev, "state UP", "ip", "link", "show", "dev", dev)
 }
 
-// awaitAsked returns when an interface hears the questions about its IPv6
-// addresses: the kernel joins their solicited-node groups (RFC 4291 §2.7.1) some
-// time after the interface is up.
-func (n *Node) awaitAsked(dev string, addrs []string) {
+// AwaitAsked returns when an interface answers questions about its IPv6 addresses,
+// and the kernel sends from them: it joins their solicited-node groups (RFC 4291
+// §2.7.1) and makes their routes some time after the interface is up, or they are
+// added. IPv4 ones are not waited for.
+func (n *Node) AwaitAsked(dev string, addrs ...string) {
 	n.t.Helper()
 	for _, text := range addrs {
 		a := netip.MustParsePrefix(text).Addr()
@@ -80,6 +81,7 @@ func (n *Node) awaitAsked(dev string, addrs []string) {
 			group := netip.MustParseAddr("ff02::1:ff00:0").As16()
 			copy(group[13:], a.AsSlice()[13:])
 			n.await(dev, netip.AddrFrom16(group).String(), "ip", "-6", "maddr", "show", "dev", dev)
+			n.await(dev, "local "+a.String(), "ip", "-6", "route", "show", "table", "local", "dev", dev)
 		}
 	}
 }
@@ -124,6 +126,6 @@ func (n *Node) Container(name, bridge, addr, gateway string) *Node {
 	c.Run("ip", "route", "add", "default", "via", gateway)
 	n.AwaitPort(port)
 	c.AwaitUp("eth0")
-	c.awaitAsked("eth0", []string{addr})
+	c.AwaitAsked("eth0", addr)
 	return c
 }

@@ -170,7 +170,17 @@ func TestAdmissionAlone(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				repaired, err = a.Sync(networks)
+				dump := node.Dump()
+				found, err := a.Check(networks)
+				if node.Dump() != dump {
+					t.Error("a check changes something")
+				}
+				if err != nil {
+					return err
+				}
+				if repaired, err = a.Sync(networks); !slices.Equal(found, repaired) {
+					t.Errorf("found %q, repaired %q", found, repaired)
+				}
 				return err
 			})
 			return repaired

@@ -20,6 +20,7 @@ type table struct {
 type held struct {
 	chains  map[string][]string // without the rules' leading "-A CHAIN "
 	builtin map[string]bool
+	drops   map[string]bool // built-in chains whose policy is DROP
 }
 
 // A user-defined chain takes two entries of a table besides its rules: its
@@ -54,12 +55,13 @@ func parse(save string) map[string]held {
 		line = strings.TrimSpace(line)
 		switch {
 		case strings.HasPrefix(line, "*"):
-			t = held{chains: map[string][]string{}, builtin: map[string]bool{}}
+			t = held{chains: map[string][]string{}, builtin: map[string]bool{}, drops: map[string]bool{}}
 			tables[line[1:]] = t
 		case strings.HasPrefix(line, ":"):
 			chain, policy, _ := strings.Cut(line[1:], " ")
 			t.chains[chain] = nil
 			t.builtin[chain] = !strings.HasPrefix(policy, "-")
+			t.drops[chain] = strings.HasPrefix(policy, "DROP")
 		case strings.HasPrefix(line, "-A "):
 			chain, rule, _ := strings.Cut(line[len("-A "):], " ")
 			t.chains[chain] = append(t.chains[chain], rule)

@@ -83,9 +83,9 @@ func (p packet) matches(option string) bool {
 	name, value, _ := strings.Cut(option, " ")
 	switch name {
 	case "-s":
-		return within(p.src, value)
+		return inside(p.src, value)
 	case "-d":
-		return within(p.dst, value)
+		return inside(p.dst, value)
 	case "-i":
 		return p.in == value
 	case "-o":
@@ -113,22 +113,6 @@ func (p packet) matches(option string) bool {
 		return true
 	}
 	panic("the tracer does not know " + option)
-}
-
-// within tells whether an address is in a prefix or an address/mask pair,
-// whose mask need not be contiguous.
-func within(a netip.Addr, spec string) bool {
-	if p, err := netip.ParsePrefix(spec); err == nil {
-		return p.Contains(a)
-	}
-	base, mask, _ := strings.Cut(spec, "/")
-	b, m := netip.MustParseAddr(base).AsSlice(), netip.MustParseAddr(mask).AsSlice()
-	for i, x := range a.AsSlice() {
-		if (x^b[i])&m[i] != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 func lastField(s string) string { return s[strings.LastIndex(s, " ")+1:] }

@@ -1,0 +1,48 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/extip/extip/admin"
+)
+
+func (a *app) ports() *cobra.Command {
+	return a.filter(&cobra.Command{
+		Use:   "ports CONTAINER all|PORTS",
+		Short: "Say what may be reached of a running container",
+		Long: `Say what may be reached of a running container by its external addresses: all, or a
+list as in the option extip.ports. Connections that are open follow at once. What the
+container opens itself is not concerned.`,
+		Example: `  extip ports web tcp/80,tcp/443,icmp
+  extip ports web all`,
+	}, "all", func(q *admin.FilterRequest, value string) { q.Ports = value })
+}
+
+func (a *app) allow() *cobra.Command {
+	return a.filter(&cobra.Command{
+		Use:   "allow CONTAINER everyone|CIDRS",
+		Short: "Say who may connect to a running container",
+		Long: `Say who may connect to a running container by its external addresses: everyone, or a
+list as in the option extip.allow. Connections that are open follow at once.`,
+		Example: `  extip allow web 192.0.2.0/24,2001:db8::/32
+  extip allow web everyone`,
+	}, "everyone", func(q *admin.FilterRequest, value string) { q.Allow = value })
+}
+
+func (a *app) filter(cmd *cobra.Command, anything string, set func(*admin.FilterRequest, string)) *cobra.Command {
+	cmd.Args = words(2, 2)
+	cmd.ValidArgsFunction = a.complete(a.completeContainers, func(context.Context) []cobra.Completion { return []cobra.Completion{anything} })
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		endpoint, err := a.endpointOf(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		q := admin.FilterRequest{Endpoint: endpoint, DryRun: a.dryRun}
+		set(&q, args[1])
+		r, err := a.plugin.Filter(cmd.Context(), q)
+		return a.report(cmd, r, err)
+	}
+	return a.networkFlag(cmd)
+}

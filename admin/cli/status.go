@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/extip/extip/driver"
+)
+
+func (a *app) status() *cobra.Command {
+	var watch bool
+	var interval time.Duration
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "List the external addresses, a line each",
+		Long: `List the external addresses that containers have, a line each.
+
+An address that is withheld is not reachable now; why is said below the list. One
+that drains belongs to another container already, and stays with this one only for
+connections that were there before.`,
+		Example: `  extip status
+  extip status --watch
+  extip status --json | jq -r '.[] | select(.state != "published") | .external'`,
+		Args:              words(0, 0),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !watch {
+				return a.printStatus(cmd)
+			}
+			if interval < 100*time.Millisecond {
+				return usage(cmd, "--interval=%s: allowed is 100ms and more", interval)
+			}
+			return a.watch(cmd, interval, a.printStatus)
+		},
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on until interrupted")
+	cmd.Flags().DurationVar(&interval, "interval", 2*time.Second, "between two looks of --watch")
+	return cmd
+}
+
+func (a *app) printStatus(cmd *cobra.Command) error {
+	list, err := a.addresses(cmd.Context())
+	if err != nil {
+		return err
+	}
+	return a.print(cmd, list, func(out io.Writer) {
+		if len(list) == 0 {
+			_, _ = fmt.Fprintln(out, "no container has an external address")
+			return
+		}
+		rows := make([][]string, len(list))
+		for i, d := range list {
+			rows[i] = []string{d.External.String(), text(d.Internal), d.container(), d.network(), d.Parent, d.State, a.age(d.Since)}
+		}
+		table(out, a.width, []column{
+			{title: "EXTERNAL"},
+			{title: "INTERNAL", least: len("255.255.255.255"), spare: 1},
+			{title: "CONTAINER", least: 9},
+			{title: "NETWORK", least: 7, spare: 4},
+			{title: "PARENT", least: 6, spare: 2},
+			{title: "STATE"},
+			{title: "AGE", spare: 3},
+		}, rows, a.paintState)
+		for _, d := range list {
+			if d.Reason != "" {
+				_, _ = fmt.Fprintf(out, "%s is %s: %s\n", d.External, d.State, d.Reason)
+			}
+		}
+	})
+}
+
+func (a *app) paintState(title, cell string) string {
+	if title != "STATE" {
+		return cell
+	}
+	switch cell {
+	case driver.StatePublished:
+		return a.colored(green, cell)
+	case driver.StateWithheld:
+		return a.colored(red, cell)
+	default:
+		return a.colored(yellow, cell)
+	}
+}
+
+// watch shows something again and again until it is interrupted: in place on a
+// terminal, else one after another.
+func (a *app) watch(cmd *cobra.Command, interval time.Duration, show func(*cobra.Command) error) error {
+	out := cmd.OutOrStdout()
+	for {
+		if a.width > 0 && !a.json {
+			_, _ = fmt.Fprint(out, "\x1b[H\x1b[2J") // to the corner, and all clear
+		}
+		if err := show(cmd); err != nil {
+			return err
+		}
+		select {
+		case <-cmd.Context().Done():
+			return nil
+		case <-time.After(interval):
+		}
+	}
+}
+
+// text is "-" for what is not there.
+func text(v interface {
+	IsValid() bool
+	String() string
+}) string {
+	if !v.IsValid() {
+		return "-"
+	}
+	return v.String()
+}
