@@ -10,14 +10,25 @@ help: ## say what there is
 build: ## the program, as bin/extip: static, so it runs on any Linux
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/extip .
 
-check: ## what needs no kernel: format, vet, staticcheck, modules, layout, shell
+check: ## what needs no kernel: format, vet, staticcheck, modules, layout, licences, shell
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt -w $$unformatted"; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
 	go mod tidy -diff
-	go test -run TestLayout .
+	go test -run 'TestLayout|TestLicences' .
 	@if command -v shellcheck >/dev/null; then echo shellcheck; shellcheck -x scripts/*.sh .ci/run packaging/deb/* packaging/rpm/*; \
 	else echo "shellcheck is not installed: the scripts are unchecked"; fi
+
+vulns: ## known vulnerabilities of what we use; asks vuln.go.dev
+	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
+
+FUZZTIME := 60s
+fuzz: ## everything that decodes what others wrote, FUZZTIME each
+	@for target in $$(grep -rl '^func Fuzz' --include=*_test.go . | xargs -n1 dirname | sort -u); do \
+		for name in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' $$target/*_test.go | cut -d' ' -f2); do \
+			echo "$$target $$name"; go test $$target -run XXX -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) || exit 1; \
+		done; \
+	done
 
 # RACE=-race looks for data races too; that needs a C compiler.
 test: ## unit tests, and those with the kernel in private namespaces
@@ -51,4 +62,4 @@ release: ## packages and archives of all architectures, in dist
 clean: ## remove what build made
 	rm -rf bin dist
 
-.PHONY: help build check test e2e soak bench quickstart engines release clean
+.PHONY: help build check vulns fuzz test e2e soak bench quickstart engines release clean

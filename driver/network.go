@@ -241,6 +241,9 @@ func gateways(n *store.Network, r *api.CreateNetworkRequest) error {
 		return fmt.Errorf("--subnet: there must be one IPv4 subnet, one IPv6 subnet, or one of each, not %d and %d", len(r.IPv4Data), len(r.IPv6Data))
 	}
 	for _, data := range append(r.IPv4Data, r.IPv6Data...) {
+		if data == nil {
+			return errors.New("--subnet: the engine told none")
+		}
 		subnet, err := netip.ParsePrefix(data.Pool)
 		if err != nil || subnet.Bits() == 0 {
 			return fmt.Errorf("--subnet: a network needs a subnet of its own, not %q", data.Pool)

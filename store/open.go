@@ -38,6 +38,9 @@ func openBolt(path string) (db *bolt.DB, err error) {
 	defer recoverDamage(&err)()
 	info, err := os.Stat(path)
 	existed := err == nil && info.Size() > 0
+	if err := sound(path); err != nil {
+		return nil, err
+	}
 	db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
 	switch {
 	case err == nil:
@@ -129,7 +132,7 @@ func recoverDamage(err *error) func() {
 
 // prepare makes what a new file lacks, and refuses one of a later program.
 func (s *Store) prepare() error {
-	return s.db.Update(func(tx *bolt.Tx) error {
+	return s.write(func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{
 			metaBucket, networksBucket, endpointsBucket, claimsBucket, reservedBucket, namesBucket, recentBucket, cursorsBucket,
 		} {

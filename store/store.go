@@ -354,7 +354,7 @@ func (s *Store) update(what string, fn func(*transaction) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	free := map[netip.Addr]bool{}
-	err := s.db.Update(func(btx *bolt.Tx) error {
+	err := s.write(func(btx *bolt.Tx) error {
 		tx := &transaction{Tx: btx}
 		if err := fn(tx); err != nil {
 			return err
@@ -389,6 +389,12 @@ func (s *Store) rehearse(fn func(*transaction) error) error {
 		return fmt.Errorf("store: rehearse: %w", err)
 	}
 	return nil
+}
+
+// write is bbolt's Update; damage that it meets is an error.
+func (s *Store) write(fn func(*bolt.Tx) error) (err error) {
+	defer recoverDamage(&err)()
+	return s.db.Update(fn)
 }
 
 func put(tx *transaction, bucket []byte, id string, v any) error {
