@@ -257,6 +257,22 @@ func (d *Driver) enter(id string) (*network, error) {
 	return nil, fmt.Errorf("unknown network %s", short(id))
 }
 
+// tryEnter is enter for whoever is in another network already: nil if a call is
+// changing this one, or it is unknown.
+func (d *Driver) tryEnter(id string) *network {
+	d.mu.Lock()
+	n := d.networks[id]
+	d.mu.Unlock()
+	if n == nil || !n.mu.TryRLock() {
+		return nil
+	}
+	if !n.known {
+		n.mu.RUnlock()
+		return nil
+	}
+	return n
+}
+
 // lockEndpoint finds an endpoint and locks it; nil if it is unknown.
 func (d *Driver) lockEndpoint(id string) *endpoint {
 	d.mu.Lock()

@@ -68,8 +68,9 @@ func (d *Driver) evict(n *network, owner store.Endpoint) bool {
 		return true // gone in the meantime
 	}
 	if owner.Network != n.rec.ID {
-		other, err := d.enter(owner.Network)
-		if err != nil {
+		// Not waited for: whoever is about to change it may wait for n.
+		other := d.tryEnter(owner.Network)
+		if other == nil {
 			return false
 		}
 		defer other.mu.RUnlock()
