@@ -52,9 +52,11 @@ func TestBackendSwitch(t *testing.T) {
 		lab.stopPlugin()
 		lab.plugin.args = append(lab.plugin.args, "--backend", tt.to)
 		lab.startPlugin()
-		if dump := lab.host.Dump(); !strings.Contains(dump, mark[tt.to]) || strings.Contains(dump, mark[tt.from]) {
-			t.Errorf("after the switch to %s:\n%s", tt.to, dump)
-		}
+		// It listens before it is done; calls wait in its socket.
+		eventually(t, "the switch to "+tt.to, func() bool {
+			dump := lab.host.Dump()
+			return strings.Contains(dump, mark[tt.to]) && !strings.Contains(dump, mark[tt.from])
+		})
 		ask(t, []question{
 			{lab.outside, "tcp", "203.0.113.56:80", "web saw " + outsideAddr},
 			{web, "tcp", outsideAddr + ":80", "outside saw 203.0.113.56"},

@@ -36,7 +36,7 @@ func (n *Node) Dump() string {
 func (n *Node) tables() string {
 	n.t.Helper()
 	var out strings.Builder
-	for name := range strings.Lines(n.quiet("nft", "list", "tables")) {
+	for _, name := range slices.Sorted(strings.Lines(n.quiet("nft", "list", "tables"))) {
 		name = strings.TrimSpace(name) // table ip extip
 		if fields := strings.Fields(name); len(fields) == 3 && !slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, fields[2]) {
 			text := n.quiet("nft", "-s", "list", "table", fields[1], fields[2])
