@@ -256,7 +256,7 @@ func (b *bench) program(f *fleet, who string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	cmd.Stderr = log
+	cmd.Stdout, cmd.Stderr = log, log
 	b.add("the program, until it serves", who, "ms", took(func() {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)

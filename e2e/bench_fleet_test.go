@@ -156,7 +156,9 @@ func (f *fleet) links() {
 		e := f.endpoint(i)
 		host, peer := link.VethNames(e.ID)
 		fmt.Fprintf(&script, "link add %s type veth peer name %s netns %s\n", host, peer, f.containers.NetNS)
-		fmt.Fprintf(&script, "link set %s alias %s master %s up\n", host, link.Mark(e.ID, ""), link.BridgeName(e.Network))
+		// As the driver writes it, which would mend another.
+		note := fmt.Sprintf("network=%s ip=%s external=%s source=client egress=external", e.Network[:12], e.Addresses[0], f.external(i))
+		fmt.Fprintf(&script, "link set %s alias %q master %s up\n", host, link.Mark(e.ID, note), link.BridgeName(e.Network))
 	}
 	f.host.Sysctl("ipv6.conf.default.disable_ipv6", "1")
 	f.batch(script.String())
