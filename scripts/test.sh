@@ -29,8 +29,8 @@ fi
 say "make test $race"
 make test RACE=$race
 
-say "make soak STEPS=500"
-make soak STEPS=500
+say "make soak STEPS=300"
+make soak STEPS=300
 
 say "make e2e"
 make e2e
