@@ -160,11 +160,8 @@ func (d *Driver) probeMissing() error {
 		e *endpoint
 		a netip.Addr
 	}
-	type question struct {
-		parent string
-		how    announce.Timing
-	}
-	missing := map[question][]claim{}
+	var missing []claim
+	asked := questions{}
 	d.eachEndpoint(func(n *network, e *endpoint) {
 		host, _ := link.VethNames(e.id)
 		_, there := found.Links[host]
@@ -174,31 +171,63 @@ func (d *Driver) probeMissing() error {
 		}
 		for _, a := range e.rec.External {
 			if !slices.Contains(found.Aliases[a], aliasLink(n.rec)) {
-				q := question{n.rec.Parent, how}
-				missing[q] = append(missing[q], claim{e, a})
+				asked.add(n.rec.Parent, how, a)
+				missing = append(missing, claim{e, a})
 			}
 		}
 	})
+	obstacles := d.ask(context.Background(), asked)
+	for _, c := range missing {
+		o := obstacles[c.a]
+		if o.mac != "" {
+			d.segments.clash(c.a, o.mac)
+		}
+		if o.why != "" {
+			c.e.mu.Lock()
+			d.withhold(c.e, c.a, o.why)
+			c.e.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+// questions are addresses to be asked for, by where and how.
+type questions map[question][]netip.Addr
+
+type question struct {
+	parent string
+	how    announce.Timing
+}
+
+func (q questions) add(parent string, how announce.Timing, a netip.Addr) {
+	at := question{parent, how}
+	q[at] = append(q[at], a)
+}
+
+// An obstacle is what stands against an address, as the end of a sentence about
+// it, and who else has it, if anybody.
+type obstacle struct{ why, mac string }
+
+// ask asks all segments side by side, and returns what stands against the
+// addresses of which something does.
+func (d *Driver) ask(ctx context.Context, asked questions) map[netip.Addr]obstacle {
 	var wg sync.WaitGroup
-	for q, claims := range missing {
+	var mu sync.Mutex
+	found := map[netip.Addr]obstacle{}
+	for q, addrs := range asked {
 		wg.Go(func() {
-			var addrs []netip.Addr
-			for _, c := range claims {
-				addrs = append(addrs, c.a)
-			}
-			owners, err := d.kernel.Probe(context.Background(), q.parent, addrs, q.how)
-			for _, c := range claims {
-				c.e.mu.Lock()
-				if err != nil {
-					d.withhold(c.e, c.a, cantProbe(err))
-				} else if mac, taken := owners[c.a]; taken {
-					d.segments.clash(c.a, mac.String())
-					d.withhold(c.e, c.a, "is used by "+mac.String())
+			owners, err := d.kernel.Probe(ctx, q.parent, addrs, q.how)
+			mu.Lock()
+			defer mu.Unlock()
+			for _, a := range addrs {
+				if mac, taken := owners[a]; taken {
+					found[a] = obstacle{"is used by " + mac.String(), mac.String()}
+				} else if err != nil {
+					found[a] = obstacle{why: cantProbe(err)}
 				}
-				c.e.mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
-	return nil
+	return found
 }

@@ -4,9 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
-	"sync"
 
-	"github.com/extip/extip/announce"
 	"github.com/extip/extip/store"
 )
 
@@ -47,19 +45,14 @@ func (d *Driver) releaseWithheld(ctx context.Context) {
 		waiting = append(waiting, e)
 	}
 	d.mu.Unlock()
-	type question struct {
-		parent string
-		how    announce.Timing
-	}
-	asked := map[question][]netip.Addr{}
+	asked := questions{}
 	why := map[netip.Addr]string{} // "" where nothing stands against it
 	for _, e := range waiting {
 		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
 			how, ok := timing(n.rec)
 			for a := range e.withheld {
 				if ok {
-					q := question{n.rec.Parent, how}
-					asked[q] = append(asked[q], a)
+					asked.add(n.rec.Parent, how, a)
 				} else if _, err := d.kernel.Parent(n.rec.Parent); err != nil {
 					why[a] = "waits for " + n.rec.Parent
 				} else {
@@ -69,24 +62,12 @@ func (d *Driver) releaseWithheld(ctx context.Context) {
 			return nil
 		})
 	}
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	for q, addrs := range asked {
-		wg.Go(func() {
-			owners, err := d.kernel.Probe(ctx, q.parent, addrs, q.how)
-			mu.Lock()
-			defer mu.Unlock()
-			for _, a := range addrs {
-				why[a] = ""
-				if mac, taken := owners[a]; taken {
-					why[a] = "is used by " + mac.String()
-				} else if err != nil {
-					why[a] = cantProbe(err)
-				}
-			}
-		})
+	obstacles := d.ask(ctx, asked)
+	for _, addrs := range asked {
+		for _, a := range addrs {
+			why[a] = obstacles[a].why
+		}
 	}
-	wg.Wait()
 	for _, e := range waiting {
 		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
 			d.letGo(n, e, why)
