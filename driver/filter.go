@@ -151,13 +151,10 @@ func natFilter(f store.Filter, v4 bool) *nat.Filter {
 	return out.Canonical()
 }
 
-// maxFilter is how many entries a filter may make: each CIDR with each range of
-// ports is one. It bounds what a packet costs.
-const maxFilter = 1000
-
+// checkFilter refuses what the rules would.
 func checkFilter(f store.Filter) error {
-	if n := max(1, len(f.Ports)) * max(1, len(f.Allow)); n > maxFilter {
-		return fmt.Errorf("extip.ports, extip.allow: %d ranges of ports by %d CIDRs are more than %d", len(f.Ports), len(f.Allow), maxFilter)
+	if n := max(1, len(f.Ports)) * max(1, len(f.Allow)); n > nat.MaxFilter {
+		return fmt.Errorf("extip.ports, extip.allow: %d ranges of ports by %d CIDRs are more than %d", len(f.Ports), len(f.Allow), nat.MaxFilter)
 	}
 	return nil
 }

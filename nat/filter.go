@@ -96,9 +96,9 @@ func (f *Filter) Equal(o *Filter) bool {
 	return a.Reject == b.Reject && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Allow, b.Allow)
 }
 
-// maxFilter bounds what one address's filter costs: the entries that it is
+// MaxFilter bounds what one address's filter costs: the entries that it is
 // made of are each prefix together with each range of ports.
-const maxFilter = 1000
+const MaxFilter = 1000
 
 func (f *Filter) check(external netip.Addr) error {
 	if f == nil {
@@ -118,8 +118,8 @@ func (f *Filter) check(external netip.Addr) error {
 			errs = append(errs, fmt.Errorf("%q is no prefix of the address's family", p))
 		}
 	}
-	if size := max(1, len(f.Ports)) * max(1, len(f.Allow)); size > maxFilter {
-		errs = append(errs, fmt.Errorf("%d prefixes by %d ranges of ports are more than %d", len(f.Allow), len(f.Ports), maxFilter))
+	if size := max(1, len(f.Ports)) * max(1, len(f.Allow)); size > MaxFilter {
+		errs = append(errs, fmt.Errorf("%d prefixes by %d ranges of ports are more than %d", len(f.Allow), len(f.Ports), MaxFilter))
 	}
 	return errors.Join(errs...)
 }
