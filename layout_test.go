@@ -15,7 +15,7 @@ const module = "github.com/extip/extip"
 var mayImport = map[string][]string{
 	"":                   {"*"}, // main
 	"admin":              {"doctor", "driver", "store"},
-	"admin/cli":          {"admin", "doctor", "driver"},
+	"admin/cli":          {"admin", "doctor", "driver", "export"},
 	"adopt":              {"link", "nat", "nat/iptables"},
 	"announce":           {},
 	"doctor":             {"link", "nat", "nat/iptables", "nat/nftables"},

@@ -7,12 +7,12 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/extip/extip/export"
 )
 
-// formats are those of package export.
-var formats = []string{"nft", "iptables", "json"}
-
 func (a *app) export() *cobra.Command {
+	formats := export.Formats()
 	format := formats[0]
 	cmd := &cobra.Command{
 		Use:   "export",
