@@ -42,33 +42,16 @@ func twoContainers(t testing.TB, backend string) (s *soak, first, second *contai
 
 // echo serves on a node: it says the node's name and whom it sees, then whatever
 // it is told.
-func echo(t testing.TB, n *nettest.Node) {
-	n.MustDo(func() error {
-		l, err := net.Listen("tcp", ":80")
-		if err != nil {
-			return err
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer func() { _ = c.Close() }()
-					fmt.Fprintf(c, "%s sees %s\n", n.Name, c.RemoteAddr().(*net.TCPAddr).IP)
-					for in := bufio.NewReader(c); ; {
-						line, err := in.ReadString('\n')
-						if err != nil {
-							return
-						}
-						fmt.Fprint(c, line)
-					}
-				}()
+func echo(n *nettest.Node) {
+	n.ServeTCP(80, func(c net.Conn) {
+		fmt.Fprintf(c, "%s sees %s\n", n.Name, c.RemoteAddr().(*net.TCPAddr).IP)
+		for in := bufio.NewReader(c); ; {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				return
 			}
-		}()
-		return nil
+			fmt.Fprint(c, line)
+		}
 	})
 }
 
@@ -123,7 +106,7 @@ func TestMoveUnderTraffic(t *testing.T) {
 			s, first, second := twoContainers(t, backend)
 			c1, c2 := nettest.Adopt(t, "c1", "/run/netns/"+first.netns), nettest.Adopt(t, "c2", "/run/netns/"+second.netns)
 			for _, n := range []*nettest.Node{c1, c2, s.peer} {
-				echo(t, n)
+				echo(n)
 			}
 			first.operated = true
 			a := netip.MustParseAddr("203.0.113.60")

@@ -19,30 +19,13 @@ const downloadPort = 8888
 // milliseconds, its name, until the client goes.
 func serveDownloads(t *testing.T, from *nettest.Node) {
 	t.Helper()
-	from.MustDo(func() error {
-		l, err := net.Listen("tcp", fmt.Sprintf(":%d", downloadPort))
-		if err != nil {
-			return err
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer func() { _ = c.Close() }()
-					for {
-						if _, err := fmt.Fprintln(c, from.Name); err != nil {
-							return
-						}
-						time.Sleep(pace)
-					}
-				}()
+	from.ServeTCP(downloadPort, func(c net.Conn) {
+		for {
+			if _, err := fmt.Fprintln(c, from.Name); err != nil {
+				return
 			}
-		}()
-		return nil
+			time.Sleep(pace)
+		}
 	})
 }
 

@@ -14,26 +14,9 @@ const Bulk = 1 << 20
 // ServeBulk sends Bulk bytes to whoever connects to a TCP port.
 func (n *Node) ServeBulk(port int) {
 	n.t.Helper()
-	n.MustDo(func() error {
-		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err != nil {
-			return err
-		}
-		n.t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-					_, _ = c.Write(make([]byte, Bulk))
-					_ = c.Close()
-				}()
-			}
-		}()
-		return nil
+	n.ServeTCP(port, func(c net.Conn) {
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_, _ = c.Write(make([]byte, Bulk))
 	})
 }
 
@@ -63,4 +46,29 @@ func (n *Node) Fetch(addr string) (size int) {
 	})
 	n.t.Logf("%s fetches from %s: %d bytes, %v", n.Name, addr, size, err)
 	return size
+}
+
+// ServeTCP has serve talk to each who connects to a TCP port, and hangs up after.
+func (n *Node) ServeTCP(port int, serve func(net.Conn)) {
+	n.t.Helper()
+	n.MustDo(func() error {
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+		if err != nil {
+			return err
+		}
+		n.t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer func() { _ = c.Close() }()
+					serve(c)
+				}()
+			}
+		}()
+		return nil
+	})
 }

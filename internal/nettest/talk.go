@@ -2,7 +2,6 @@ package nettest
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"syscall"
@@ -12,25 +11,8 @@ import (
 // ServeEcho sends back whatever comes to a TCP port, until the other end closes.
 func (n *Node) ServeEcho(port int) {
 	n.t.Helper()
-	n.MustDo(func() error {
-		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err != nil {
-			return err
-		}
-		n.t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					_, _ = io.Copy(c, c)
-					_ = c.Close()
-				}()
-			}
-		}()
-		return nil
+	n.ServeTCP(port, func(c net.Conn) {
+		_, _ = io.Copy(c, c)
 	})
 }
 
