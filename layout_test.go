@@ -18,11 +18,13 @@ var mayImport = map[string][]string{
 	"admin/cli":          {"admin", "doctor", "driver", "export"},
 	"adopt":              {"link", "nat", "nat/iptables"},
 	"announce":           {},
+	"cluster":            {"store"},
 	"doctor":             {"link", "nat", "nat/iptables", "nat/nftables"},
 	"driver":             {"announce", "link", "nat", "pool", "store"},
 	"e2e/probe":          {},
 	"export":             {"nat", "nat/iptables", "nat/nftables"},
 	"internal/admintest": {"doctor", "driver", "store"},
+	"internal/etcdtest":  {"internal/nettest"},
 	"internal/hosttest":  {"announce", "link", "nat"},
 	"internal/natlab":    {"internal/nettest", "nat"},
 	"internal/nattest":   {"internal/nettest", "nat"},
@@ -52,6 +54,9 @@ var doors = map[string][]string{
 	"github.com/spf13":                     {"", "admin/cli"},
 	"github.com/vishvananda/netlink":       {"link"},
 	"go.etcd.io/bbolt":                     {"store"},
+	"go.etcd.io/etcd":                      {"cluster"},
+	"go.uber.org/zap":                      {"cluster"},
+	"google.golang.org/grpc":               {"cluster"},
 }
 
 func TestLayout(t *testing.T) {
