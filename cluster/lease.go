@@ -59,7 +59,7 @@ func (m *Member) join(ctx context.Context) error {
 			if err == nil {
 				return m.introduce(ctx)
 			}
-			if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			if !errors.Is(err, errEnded) {
 				return err
 			}
 		}
@@ -152,8 +152,7 @@ func (m *Member) renewals(ctx context.Context) error {
 	}
 }
 
-// renew renews a lease, which is this host's from then on. An error that is
-// rpctypes.ErrLeaseNotFound says that it has ended.
+// renew renews a lease, which is this host's from then on, or returns errEnded.
 func (m *Member) renew(ctx context.Context, lease clientv3.LeaseID) error {
 	var ttl time.Duration
 	var sent time.Time
@@ -176,7 +175,7 @@ func (m *Member) renew(ctx context.Context, lease clientv3.LeaseID) error {
 		return nil
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		m.ended(lease)
-		return fmt.Errorf("this host's lease has ended: %w", err)
+		return errEnded
 	}
 	return fmt.Errorf("renew the lease: %w", err)
 }
@@ -184,10 +183,14 @@ func (m *Member) renew(ctx context.Context, lease clientv3.LeaseID) error {
 // ended takes in that a lease has. If it is this host's, its claims are
 // anybody's now. m.mu is held.
 func (m *Member) ended(lease clientv3.LeaseID) {
-	if m.lease == lease {
+	if m.lease == lease && lease != 0 {
 		m.lease, m.lost, m.fence.ProvenUntil = 0, time.Now(), time.Time{}
+		m.restart(errEnded)
 	}
 }
+
+// errEnded says that this host's lease has.
+var errEnded = errors.New("this host's lease has ended")
 
 // Apart says since when this host can't prove that its claims still hold; ok is
 // false if it can.

@@ -56,7 +56,7 @@ func (m *Member) Notify(fn func(keys []string)) {
 }
 
 // Commit makes all writes at once if everything that was read has its version
-// still. Its errors are those of store.Ledger; it waits two seconds at most.
+// still. Its errors are those of store.Ledger; it waits for requestTimeout at most.
 func (m *Member) Commit(read map[string]int64, writes []store.Write) error {
 	t, err := m.plan(read, writes)
 	if err != nil {
@@ -93,10 +93,7 @@ func (m *Member) compareHistory(revision int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if revision < m.mirror.seen {
-		select {
-		case m.anew <- struct{}{}:
-		default:
-		}
+		m.restart(errors.New("etcd is one of the past"))
 	}
 }
 

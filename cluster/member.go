@@ -75,8 +75,8 @@ type Member struct {
 	// joined: the mirror is kept up to date. trouble is why not.
 	joined  bool
 	trouble error
-	// anew has the session end and another one begin.
-	anew chan struct{}
+	// anew has the session end, for a reason, and another one begin.
+	anew chan error
 	// notify is who wants to know of changed keys.
 	notify   []func(keys []string)
 	follower Follower // may be nil
@@ -91,17 +91,17 @@ type Member struct {
 }
 
 // Open makes this host a member. It returns an error if another host has its
-// name, or if it is told nonsense; an etcd that can't be reached within two
-// seconds is none: the Member is apart, then, and Run goes on trying.
+// name, or if it is told nonsense; an etcd that can't be reached within
+// two seconds is none: the Member is apart, then, and Run goes on trying.
 func Open(c Config) (*Member, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
 	m := &Member{
-		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), anew: make(chan struct{}, 1),
+		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), anew: make(chan error, 1),
 		offers: map[netip.Addr]int64{}, asked: map[string]chan answer{}, answered: map[string]string{},
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 	defer cancel()
 	err := m.join(ctx)
 	if err == nil {
@@ -143,6 +143,9 @@ func (m *Member) Run(ctx context.Context) error {
 			continue
 		}
 		m.report(err)
+		if errors.Is(err, errEnded) {
+			continue // there is no time to lose
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(retry):
@@ -195,8 +198,8 @@ func (m *Member) session(ctx context.Context) error {
 		select {
 		case <-moved:
 			return nil
-		case <-m.anew:
-			return nil
+		case err := <-m.anew:
+			return err
 		case err := <-renewals:
 			renewals <- err
 			return err
@@ -255,6 +258,10 @@ func (m *Member) learn(fn func(*mirror) []string) {
 			ledger = append(ledger, key)
 		case reservedPrefix, namesPrefix:
 			ledger = append(ledger, key)
+		case alivePrefix:
+			if rest == m.config.Host && m.mirror.get(key).version == 0 {
+				m.ended(m.lease)
+			}
 		case hostsPrefix:
 			m.macs = nil // found again when somebody asks
 		case answersPrefix:
@@ -272,6 +279,14 @@ func (m *Member) learn(fn func(*mirror) []string) {
 		follower.ClaimsChanged(claims)
 	}
 	m.takeUp(changed)
+}
+
+// restart has the session end and another one begin. m.mu is held.
+func (m *Member) restart(why error) {
+	select {
+	case m.anew <- why:
+	default:
+	}
 }
 
 // decode reads a value of the mirror; m.mu is held.
