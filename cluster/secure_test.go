@@ -96,7 +96,7 @@ func TestTLS(t *testing.T) {
 		says string
 	}{
 		"nothing":           {nil, ""},
-		"no certificate":    {&tls.Config{RootCAs: roots}, "certificate required"},
+		"no certificate":    {&tls.Config{RootCAs: roots}, "certificate"},
 		"another authority": {&tls.Config{Certificates: []tls.Certificate{pair}}, "unknown authority"},
 	} {
 		c.TLS = tt.tls
