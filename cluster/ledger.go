@@ -81,18 +81,18 @@ func (m *Member) Commit(read map[string]int64, writes []store.Write) error {
 		m.learn(func(mirror *mirror) []string { return mirror.apply(m.found(t, response)...) })
 	}
 	if !made {
-		m.compareHistory(response.Header.Revision)
+		m.compareHistory(response.Header.Revision, t.seen)
 		return store.ErrStale
 	}
 	return nil
 }
 
 // compareHistory has the ledger be read anew if it is at an earlier revision than
-// was seen of it: somebody has put back a backup.
-func (m *Member) compareHistory(revision int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if revision < m.mirror.seen {
+// had been seen of it when it was asked: somebody has put back a backup.
+func (m *Member) compareHistory(revision, seen int64) {
+	if revision < seen {
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		m.restart(errors.New("etcd is one of the past"))
 	}
 }
@@ -107,6 +107,8 @@ type transaction struct {
 	// lease is that of this host, on is that of each write.
 	lease clientv3.LeaseID
 	on    []clientv3.LeaseID
+	// seen is the revision that this host had seen before.
+	seen int64
 }
 
 // plan makes a transaction. An error says that it can't be tried.
@@ -116,7 +118,7 @@ func (m *Member) plan(read map[string]int64, writes []store.Write) (*transaction
 	if !m.fence.Proven(time.Now()) {
 		return nil, m.apart(m.trouble)
 	}
-	t := &transaction{writes: writes, lease: m.lease, on: make([]clientv3.LeaseID, len(writes))}
+	t := &transaction{writes: writes, lease: m.lease, seen: m.mirror.seen, on: make([]clientv3.LeaseID, len(writes))}
 	look := map[string]bool{}
 	for key, version := range read {
 		t.compares = append(t.compares, clientv3.Compare(clientv3.ModRevision(m.config.Prefix+key), "=", version))
