@@ -40,4 +40,5 @@ func openShared(t *testing.T, h *ledgertest.Host, path string) *store.Store {
 func TestConform(t *testing.T) {
 	t.Run("local", func(t *testing.T) { ledgertest.Conform(t, openLocal) })
 	t.Run("shared", func(t *testing.T) { ledgertest.Conform(t, sharing()) })
+	t.Run("hosts", func(t *testing.T) { ledgertest.ConformShared(t, sharing()) })
 }

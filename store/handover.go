@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -65,7 +66,7 @@ func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
 	if !slices.Contains(e.External, a) {
 		e.External = append(slices.Clone(e.External), a)
 	}
-	return s.update(fmt.Sprintf("take %s over", a), func(tx *transaction) error {
+	err := s.update(fmt.Sprintf("take %s over", a), func(tx *transaction) error {
 		c, ok, err := tx.claimed(a)
 		switch {
 		case err != nil:
@@ -78,12 +79,19 @@ func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
 		if id := string(tx.read(claimsBucket, a.String())); id != "" && id != e.ID {
 			return tx.takenBy(a, Claim{Host: tx.plan.host, Endpoint: id})
 		}
-		if err := tx.setOwner(a, e); err != nil {
-			return err
-		}
-		tx.plan.anyway = true
-		return tx.put(endpointsBucket, e.ID, e)
+		tx.plan.confirm, tx.plan.anyway = true, true
+		tx.touched = append(tx.touched, a)
+		return errors.Join(tx.write(claimsBucket, a.String(), []byte(e.ID)), tx.put(endpointsBucket, e.ID, e))
 	})
+	if err != nil {
+		return err
+	}
+	// Only now it is no longer given; if that fails, Reclaim does it.
+	_ = s.update(fmt.Sprintf("note that %s is taken over", a), func(tx *transaction) error {
+		_, err := s.reclaim(tx, a)
+		return err
+	})
+	return nil
 }
 
 // Given returns what other hosts have handed over to endpoints of this host and

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -103,6 +104,11 @@ func state(t *testing.T, s *store.Store) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("%v %+v %v", claims, reservations, endpoints)
+}
+
+// withoutTimes takes out of a state what can't be the same again.
+func withoutTimes(state string) string {
+	return regexp.MustCompile(`Created:[^}]*? UTC`).ReplaceAllString(state, "")
 }
 
 // two are two published endpoints, of which the first has a reservation.
