@@ -43,6 +43,21 @@ func TestConform(t *testing.T) {
 	})
 }
 
+// A counted ledger counts what is asked of it.
+type counted struct {
+	store.Ledger
+	commits, stale atomic.Int64
+}
+
+func (c *counted) Commit(read map[string]int64, writes []store.Write) error {
+	err := c.Ledger.Commit(read, writes)
+	c.commits.Add(1)
+	if errors.Is(err, store.ErrStale) {
+		c.stale.Add(1)
+	}
+	return err
+}
+
 // TestCrowd: three hosts take ten thousand addresses of one pool, all at the same
 // time, and each address has one owner.
 func TestCrowd(t *testing.T) {
@@ -56,11 +71,12 @@ func TestCrowd(t *testing.T) {
 	if err != nil || p.Size() != uint64(addresses) {
 		t.Fatal(p, err)
 	}
-	var members []*cluster.Member
+	var ledgers []*counted
 	var stores []*store.Store
 	for i := range hosts {
 		m, _ := join(t, config(t, nodes, fmt.Sprint("docker", i+1)))
-		s, err := store.OpenShared(filepath.Join(t.TempDir(), "extip.db"), m)
+		l := &counted{Ledger: m}
+		s, err := store.OpenShared(filepath.Join(t.TempDir(), "extip.db"), l)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +85,7 @@ func TestCrowd(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		members, stores = append(members, m), append(stores, s)
+		ledgers, stores = append(ledgers, l), append(stores, s)
 	}
 	var left atomic.Int64
 	left.Store(int64(addresses))
@@ -82,7 +98,8 @@ func TestCrowd(t *testing.T) {
 			s := stores[w%hosts]
 			for i := 0; left.Add(-1) >= 0; i++ {
 				id := fmt.Sprintf("e%d-%d", w, i)
-				e, err := s.CreateEndpoint(store.Endpoint{ID: id, Network: "n"}, store.Want{Pools: []pool.Pool{p}})
+				inside := netip.AddrFrom4([4]byte{10, byte(w), byte(i >> 8), byte(i)})
+				e, err := s.CreateEndpoint(store.Endpoint{ID: id, Network: "n", Addresses: []netip.Prefix{netip.PrefixFrom(inside, 8)}}, store.Want{Pools: []pool.Pool{p}})
 				if err != nil {
 					t.Errorf("%s: %v", id, err)
 					return
@@ -106,6 +123,9 @@ func TestCrowd(t *testing.T) {
 		t.Errorf("%d addresses are had, want %d", len(owners), addresses)
 	}
 	t.Logf("%d addresses claimed by %d hosts in %s: %.0f a second", addresses, hosts, took.Round(time.Millisecond), float64(addresses)/took.Seconds())
+	for i, l := range ledgers {
+		t.Logf("docker%d: %d commits, %d too late", i+1, l.commits.Load(), l.stale.Load())
+	}
 	// One more is one too many, and every host knows why.
 	for i, s := range stores {
 		_, err := s.CreateEndpoint(store.Endpoint{ID: "late", Network: "n"}, store.Want{Pools: []pool.Pool{p}})
@@ -119,5 +139,4 @@ func TestCrowd(t *testing.T) {
 			}
 		}
 	}
-	_ = members
 }

@@ -47,8 +47,8 @@ func (m *Member) Scan(prefix string, fn func(key string, value []byte) error) er
 	return nil
 }
 
-// Notify has fn called after each change that Get knows of, with the keys of the
-// store's that have changed. Calls may overlap.
+// Notify has fn called after changes that Get knows of, with the keys of the
+// store's that have changed, while Run runs. Calls don't overlap.
 func (m *Member) Notify(fn func(keys []string)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -80,6 +81,9 @@ type Member struct {
 	// notify is who wants to know of changed keys.
 	notify   []func(keys []string)
 	follower Follower // may be nil
+	// news are keys that have changed and of which nobody was told yet.
+	news     []string
+	newsCame chan struct{}
 	// macs are whose is which.
 	macs map[string]string
 	// offers are those of this host that stand, by address; asked are who waits
@@ -98,7 +102,7 @@ func Open(c Config) (*Member, error) {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
 	m := &Member{
-		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), anew: make(chan error, 1),
+		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
 		offers: map[netip.Addr]int64{}, asked: map[string]chan answer{}, answered: map[string]string{},
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
@@ -134,6 +138,9 @@ func (m *Member) Follow(f Follower) {
 
 // Run keeps this host a member until ctx ends.
 func (m *Member) Run(ctx context.Context) error {
+	var telling sync.WaitGroup
+	telling.Go(func() { m.tell(ctx) })
+	defer telling.Wait()
 	for ctx.Err() == nil {
 		err := m.session(ctx)
 		m.mu.Lock()
@@ -242,22 +249,16 @@ func (m *Member) load(ctx context.Context) (revision int64, err error) {
 }
 
 // learn changes the mirror by fn, which returns the keys that are different
-// after it, and tells of them.
+// after it.
 func (m *Member) learn(fn func(*mirror) []string) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	changed := fn(&m.mirror)
-	var ledger []string
-	var claims []netip.Addr
+	if len(changed) == 0 {
+		return
+	}
 	for _, key := range changed {
-		kind, rest, _ := strings.Cut(key, "/")
-		switch kind + "/" {
-		case claimsPrefix:
-			if a, err := netip.ParseAddr(rest); err == nil {
-				claims = append(claims, a)
-			}
-			ledger = append(ledger, key)
-		case reservedPrefix, namesPrefix:
-			ledger = append(ledger, key)
+		switch kind, rest, _ := strings.Cut(key, "/"); kind + "/" {
 		case alivePrefix:
 			if rest == m.config.Host && m.mirror.get(key).version == 0 {
 				m.ended(m.lease)
@@ -268,17 +269,51 @@ func (m *Member) learn(fn func(*mirror) []string) {
 			m.hear(key)
 		}
 	}
-	notify, follower := m.notify, m.follower
-	m.mu.Unlock()
-	if len(ledger) > 0 {
-		for _, fn := range notify {
-			fn(ledger)
+	m.news = append(m.news, changed...)
+	select {
+	case m.newsCame <- struct{}{}:
+	default:
+	}
+}
+
+// tell tells of what has changed until ctx ends. It is apart from what learns of
+// it: whoever is told may have to wait for the disk, and what is known by then must
+// not be old.
+func (m *Member) tell(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.newsCame:
 		}
+		m.mu.Lock()
+		changed, notify, follower := m.news, m.notify, m.follower
+		m.news = nil
+		m.mu.Unlock()
+		slices.Sort(changed)
+		changed = slices.Compact(changed)
+		var ledger []string
+		var claims []netip.Addr
+		for _, key := range changed {
+			kind, rest, _ := strings.Cut(key, "/")
+			switch kind += "/"; kind {
+			case claimsPrefix, reservedPrefix, namesPrefix:
+				ledger = append(ledger, key)
+			}
+			if a, err := netip.ParseAddr(rest); err == nil && kind == claimsPrefix {
+				claims = append(claims, a)
+			}
+		}
+		if len(ledger) > 0 {
+			for _, fn := range notify {
+				fn(ledger)
+			}
+		}
+		if len(claims) > 0 && follower != nil {
+			follower.ClaimsChanged(claims)
+		}
+		m.takeUp(changed)
 	}
-	if len(claims) > 0 && follower != nil {
-		follower.ClaimsChanged(claims)
-	}
-	m.takeUp(changed)
 }
 
 // restart has the session end and another one begin. m.mu is held.
