@@ -34,11 +34,22 @@ type Want struct {
 // TakenError says who has an address.
 type TakenError struct {
 	Address netip.Addr
-	Owner   Endpoint
+	// Owner is the endpoint that has it; of one of another host only ID, Name,
+	// Network and Reservation are known.
+	Owner Endpoint
+	// Host is the name of the host that has it, "" for this one.
+	Host string
 }
 
 func (e *TakenError) Error() string {
-	return fmt.Sprintf("%s is taken by %s", e.Address, e.Owner.Title())
+	if e.Host == "" {
+		return fmt.Sprintf("%s is taken by %s", e.Address, e.Owner.Title())
+	}
+	owner := "endpoint " + short(e.Owner.ID)
+	if e.Owner.Name != "" {
+		owner = fmt.Sprintf("container %q (%s)", e.Owner.Name, short(e.Owner.ID))
+	}
+	return fmt.Sprintf("%s is taken by %s on host %s", e.Address, owner, e.Host)
 }
 
 // ReservedError says for which reservation an address is kept.
