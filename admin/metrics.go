@@ -41,6 +41,7 @@ type Metrics struct {
 	calls, reconciles  *prometheus.HistogramVec
 	repairs, conflicts *prometheus.CounterVec
 	announcements      prometheus.Counter
+	lost, takeovers    prometheus.Counter
 
 	addresses, size, free, reservations *prometheus.Desc
 
@@ -67,6 +68,8 @@ func NewMetrics(p Looker, about About) *Metrics {
 		repairs:       prometheus.NewCounterVec(counter("extip_repairs_total", "What was not as it should be in the kernel, by what made extip look."), []string{"cause"}),
 		conflicts:     prometheus.NewCounterVec(counter("extip_conflicts_total", "How often another host was heard to use an address, by address."), []string{"address"}),
 		announcements: prometheus.NewCounter(counter("extip_announcements_total", "How often neighbours were told where an address is.")),
+		lost:          prometheus.NewCounter(counter("extip_cluster_lost_total", "How often an address was given up because another host had it, or used it while this one couldn't prove its claim.")),
+		takeovers:     prometheus.NewCounter(counter("extip_cluster_takeovers_total", "How often an address was taken over from another host that handed it over, or answered for it without a claim.")),
 		addresses:     desc("extip_addresses", "External addresses that containers have, by network and state.", "network", "state"),
 		size:          desc("extip_pool_size", "Addresses of a network's pool.", "network"),
 		free:          desc("extip_pool_free", "Addresses of a network's pool that are neither claimed nor reserved.", "network"),
@@ -120,6 +123,12 @@ func (m *Metrics) Conflict(a netip.Addr) {
 
 // Announced implements driver.Observer.
 func (m *Metrics) Announced(netip.Addr) { m.announcements.Inc() }
+
+// Lost implements driver.Observer.
+func (m *Metrics) Lost(netip.Addr) { m.lost.Inc() }
+
+// TakenOver implements driver.Observer.
+func (m *Metrics) TakenOver(netip.Addr) { m.takeovers.Inc() }
 
 func result(err error) string {
 	if err != nil {

@@ -177,6 +177,10 @@ func (d *Driver) announceAgain(parent string) {
 			return
 		}
 		for _, a := range e.rec.External {
+			if !d.mayKeep(a) {
+				hint(d.confirms, parent)
+				continue
+			}
 			_ = d.announce(n.rec, e, a) // it tells of errors itself
 		}
 	})
