@@ -43,7 +43,7 @@ type Metrics struct {
 	announcements      prometheus.Counter
 	lost, takeovers    prometheus.Counter
 
-	addresses, size, free, reservations *prometheus.Desc
+	addresses, size, free, reservations, apart *prometheus.Desc
 
 	mu          sync.Mutex
 	conflicting map[netip.Addr]bool
@@ -74,6 +74,7 @@ func NewMetrics(p Looker, about About) *Metrics {
 		size:          desc("extip_pool_size", "Addresses of a network's pool.", "network"),
 		free:          desc("extip_pool_free", "Addresses of a network's pool that are neither claimed nor reserved.", "network"),
 		reservations:  desc("extip_reservations", "Names that keep addresses."),
+		apart:         desc("extip_cluster_apart", "1 if this host can't reach what it shares its claims by, else 0; without a cluster there is none."),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "extip_build_info", Help: "Always 1; what runs is in the labels.",
@@ -139,7 +140,7 @@ func result(err error) string {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.addresses, m.size, m.free, m.reservations} {
+	for _, d := range []*prometheus.Desc{m.addresses, m.size, m.free, m.reservations, m.apart} {
 		out <- d
 	}
 }
@@ -171,6 +172,24 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 		return
 	}
 	gauge(m.reservations, float64(len(records)))
+	members, err := m.plugin.Members()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(m.apart, err)
+		return
+	}
+	for _, member := range members {
+		switch {
+		case !member.Own:
+		case member.ApartSince.IsZero():
+			gauge(m.apart, 0)
+		default:
+			gauge(m.apart, 1)
+		}
+	}
+	if len(members) > 0 {
+		m.lost.Collect(out)
+		m.takeovers.Collect(out)
+	}
 }
 
 // short is the form of an id that docker's own listings use.

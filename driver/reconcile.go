@@ -143,6 +143,7 @@ func (r *repair) run() {
 	r.endpointsAgain()
 	r.strays()
 	r.endDrains()
+	r.fence()
 }
 
 // guard repairs what keeps containers from passing for others.

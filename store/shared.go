@@ -44,3 +44,6 @@ func (s *Store) TakeOver(e Endpoint, a netip.Addr) error { return errors.ErrUnsu
 // TakeOver has not recorded yet, as far as is known. Reclaim leaves it to them
 // for a minute.
 func (s *Store) Given() map[netip.Addr]Claim { return nil }
+
+// HostClaims is how many addresses each host has.
+func (s *Store) HostClaims() (map[string]int, error) { return nil, nil }
