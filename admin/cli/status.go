@@ -19,8 +19,9 @@ func (a *app) status() *cobra.Command {
 		Long: `List the external addresses that containers have, a line each.
 
 An address that is withheld is not reachable now; why is said below the list. One
-that is lost is not either: another host of the cluster has it. One that drains belongs to another container already, and stays with this one only for
-connections that were there before.`,
+that is lost is not either: another host of the cluster has it. One that drains
+belongs to another container already, and stays with this one only for connections
+that were there before.`,
 		Example: `  extip status
   extip status --watch
   extip status --json | jq -r '.[] | select(.state != "published") | .external'`,
