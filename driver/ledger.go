@@ -115,7 +115,11 @@ func (d *Driver) apartChanged(apart bool) {
 // says then.
 func (d *Driver) reclaim() {
 	d.loseAll()
-	for a, c := range d.store.Given() {
+	given, err := d.store.Given()
+	if err != nil {
+		d.log.WithError(err).Error("it is not known what other hosts have handed over; that is tried again")
+	}
+	for a, c := range given {
 		d.takeOver(a, c)
 	}
 	d.askWithheld()

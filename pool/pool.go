@@ -266,3 +266,24 @@ func (p Pool) following(a netip.Addr) netip.Addr {
 	}
 	return p.spans[i%len(p.spans)].first
 }
+
+// At returns the i-th address of the pool, counted from 0; the zero Addr if there
+// are not so many.
+func (p Pool) At(i uint64) netip.Addr {
+	for _, s := range p.spans {
+		if n := distance(s); i >= n && n < math.MaxUint64 {
+			i -= n
+			continue
+		}
+		b := s.first.As16()
+		lo, carry := bits.Add64(binary.BigEndian.Uint64(b[8:]), i, 0)
+		binary.BigEndian.PutUint64(b[8:], lo)
+		binary.BigEndian.PutUint64(b[:8], binary.BigEndian.Uint64(b[:8])+carry)
+		a := netip.AddrFrom16(b)
+		if s.first.Is4() {
+			a = a.Unmap()
+		}
+		return a
+	}
+	return netip.Addr{}
+}
