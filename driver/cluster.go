@@ -33,20 +33,6 @@ type Cluster interface {
 	Hosts() []store.HostInfo
 }
 
-// A Follower is told by the member of a cluster what it learns. *Driver is one.
-// LedgerJoined and ClaimsChanged never wait, and may be called under any lock of
-// the caller's.
-type Follower interface {
-	// LedgerJoined: the ledger can be reached, again or for the first time,
-	// with a lease that holds.
-	LedgerJoined()
-	// ClaimsChanged: who claims these addresses may be another now, or nobody.
-	ClaimsChanged(addrs []netip.Addr)
-	// Offered answers another host's offer; nothing is changed by that. It
-	// waits for calls that are under way about the container.
-	Offered(o store.Offer) (store.Acceptance, error)
-}
-
 // JoinCluster makes this host one of several that share their claims. It is
 // called before Restore.
 func (d *Driver) JoinCluster(c Cluster) { d.cluster = c }

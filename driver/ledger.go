@@ -55,10 +55,13 @@ func (n *news) take() (joined bool, changed []netip.Addr) {
 	return joined, changed
 }
 
-// LedgerJoined implements Follower.
+// LedgerJoined is told by the cluster's member that the ledger can be reached, again or
+// for the first time, with a lease that holds. It doesn't wait, and may be called
+// under any lock of the caller's.
 func (d *Driver) LedgerJoined() { d.news.add(true, nil) }
 
-// ClaimsChanged implements Follower.
+// ClaimsChanged is told that who claims these addresses may be another now, or
+// nobody; else it is like LedgerJoined.
 func (d *Driver) ClaimsChanged(addrs []netip.Addr) { d.news.add(false, addrs) }
 
 // FollowLedger has published addresses follow what the ledger says of them, and
@@ -80,13 +83,7 @@ func (d *Driver) FollowLedger(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-d.news.more:
-			joined, changed := d.news.take()
-			for _, a := range changed {
-				d.claimChanged(a)
-			}
-			if joined {
-				d.reclaim()
-			}
+			d.catchUp()
 		case <-reclaim.C:
 			if !d.isApart() {
 				d.reclaim()
@@ -97,6 +94,17 @@ func (d *Driver) FollowLedger(ctx context.Context) error {
 				d.apartChanged(apart)
 			}
 		}
+	}
+}
+
+// catchUp deals with what the member has told.
+func (d *Driver) catchUp() {
+	joined, changed := d.news.take()
+	for _, a := range changed {
+		d.claimChanged(a)
+	}
+	if joined {
+		d.reclaim()
 	}
 }
 

@@ -11,9 +11,10 @@ import (
 	"github.com/extip/extip/store"
 )
 
-// Offered implements Follower: it says which endpoint can have an address that
-// another host would hand over to a container of this one. The address comes, if
-// at all, by the ledger.
+// Offered is asked by the cluster's member, and says which endpoint can have an address
+// that another host would hand over to a container of this one. Nothing is changed
+// by that: the address comes, if at all, by the ledger. It waits for calls that are
+// under way about the container.
 func (d *Driver) Offered(o store.Offer) (store.Acceptance, error) {
 	if d.isApart() {
 		return store.Acceptance{}, errors.New("it can't reach etcd")
