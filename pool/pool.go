@@ -246,11 +246,11 @@ func (p Pool) Next(after netip.Addr, taken *Set, usable func(netip.Addr) bool) (
 			last = a
 		}
 		next := p.following(last)
-		wrapped = wrapped || !last.Less(next)
-		if wrapped && !next.Less(start) {
+		wraps := !last.Less(next)
+		if wrapped && wraps || (wrapped || wraps) && !next.Less(start) {
 			return netip.Addr{}, false
 		}
-		a = next
+		a, wrapped = next, wrapped || wraps
 	}
 }
 

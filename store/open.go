@@ -173,7 +173,12 @@ func changeMedium(btx *bolt.Tx, l Ledger) error {
 		if err := json.Unmarshal(value, &e); err != nil || e.Reservation == "" || e.State != Published {
 			return err
 		}
-		return reserve(tx, e)
+		if err := reserve(tx, e); err != nil {
+			if _, kept := errors.AsType[*ReservedError](err); !kept {
+				return err
+			}
+		}
+		return nil
 	})
 	return errors.Join(err, meta.Delete(sharedKey))
 }

@@ -143,13 +143,13 @@ func reserve(tx *transaction, e Endpoint) error {
 	if r.First != nil && slices.Equal(r.Addresses, e.External) {
 		return nil
 	}
-	if err := dropReserved(tx, r.Name, r.Addresses); err != nil {
-		return err
-	}
 	for _, a := range e.External {
 		if err := tx.mayKeep(e, a); err != nil {
 			return err
 		}
+	}
+	if err := dropReserved(tx, r.Name, r.Addresses); err != nil {
+		return err
 	}
 	r.Addresses, r.First = e.External, e.External
 	return putReservation(tx, r)

@@ -171,15 +171,12 @@ func (s *Store) carryOut(what string, p *plan) error {
 
 // givesUp tells whether the plan only gives up claims.
 func (p *plan) givesUp() bool {
-	if p.refusal != nil {
-		return false
-	}
 	for _, w := range p.writes {
 		if w.Value != nil || !strings.HasPrefix(w.Key, claimsPrefix) {
 			return false
 		}
 	}
-	return true
+	return len(p.writes) > 0
 }
 
 // most is how many keys one transaction of the ledger has at most: etcd allows 128
