@@ -88,11 +88,11 @@ func (d *Driver) handOverTo(n *network, e *endpoint, a netip.Addr, to store.Clai
 		d.handedOverTo(e, after, a, to)
 		return nil
 	}
-	err = refusal(err)
-	if errors.Is(err, store.ErrApart) {
-		// It may have been given or not: only its mapping is put back.
+	if err = refusal(err); errors.Is(err, store.ErrApart) || d.holder(a) != "" {
+		// It may have been given or not, or that is not on record: only its
+		// mapping is put back.
 		e.giving = with(e.giving, a, to)
-		d.markLost(e, a, loss{"was being handed over to host " + to.Host + " when etcd stopped to answer", to.Host})
+		d.markLost(e, a, loss{"was being handed over to host " + to.Host + ", and etcd has not said yet whose it is", to.Host})
 		err = fmt.Errorf("%s is withheld until it is known whether host %s has it: %w", a, to.Host, err)
 	}
 	return errors.Join(err, again(append(d.publicationSteps(n.rec, e), d.noteSteps(n.rec, before, before)...)))

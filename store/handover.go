@@ -57,7 +57,8 @@ func (s *Store) HandOver(e Endpoint, a netip.Addr, to Claim) error {
 // TakeOver records an endpoint as it is given, which is with an address that
 // HandOver gave to it, as Given says. It returns a *TakenError if the address is no
 // longer, or not only, the endpoint's. While the ledger gives no answer, what is
-// known of it has to do.
+// known of it has to do. It is recorded first, and then the ledger says no longer
+// that it was handed over: a crash in between is for Reclaim.
 func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
 	if s.ledger == nil {
 		return errNotShared
@@ -65,7 +66,7 @@ func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
 	if !slices.Contains(e.External, a) {
 		e.External = append(slices.Clone(e.External), a)
 	}
-	return s.update(fmt.Sprintf("take %s over", a), func(tx *transaction) error {
+	err := s.update(fmt.Sprintf("take %s over", a), func(tx *transaction) error {
 		c, ok, err := tx.claimed(a)
 		switch {
 		case err != nil:
@@ -78,12 +79,21 @@ func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
 		if id := string(tx.read(claimsBucket, a.String())); id != "" && id != e.ID {
 			return tx.takenBy(a, Claim{Host: tx.plan.host, Endpoint: id})
 		}
-		if err := tx.setOwner(a, e); err != nil {
+		tx.touched = append(tx.touched, a)
+		if err := tx.write(claimsBucket, a.String(), []byte(e.ID)); err != nil {
 			return err
 		}
-		tx.plan.anyway = true
 		return tx.put(endpointsBucket, e.ID, e)
 	})
+	if err != nil {
+		return err
+	}
+	// Reclaim does it otherwise.
+	_ = s.update("have taken over", func(tx *transaction) error {
+		_, err := s.reclaim(tx, a)
+		return err
+	})
+	return nil
 }
 
 // Given returns what other hosts have handed over to endpoints of this host and
