@@ -51,7 +51,7 @@ type options struct {
 	backend string
 	// parent is what carries the host's address: "bridge", the usual one, is
 	// a Linux bridge br-ex over eth0; "ovs" is an Open vSwitch bridge br-ex
-	// over eth0; "eth0" is eth0 itself.
+	// over eth0; "eth0" is eth0 itself; "none" leaves eth0 to the test.
 	parent string
 	// daemon is the engine's daemon.json, {} if empty.
 	daemon string
