@@ -105,7 +105,7 @@ func routingDaemon(t *testing.T, name string) string {
 // newHost is the nth host, with its link and without engine and plugin.
 func (s *site) newHost(n int, backend string) *lab {
 	s.t.Helper()
-	var router, host = s.ends(n)
+	router, host := s.ends(n)
 	link := nettest.NamedSegment(s.t, fmt.Sprint("link", n))
 	link.Plug(s.router, fmt.Sprint("eth", n), router[0]+"/30", router[1]+"/64")
 	l := &lab{outside: s.client, t: s.t, lan: link, dir: s.t.TempDir(), opts: options{
@@ -117,6 +117,7 @@ func (s *site) newHost(n int, backend string) *lab {
 	l.host.Run("ip", "addr", "add", host[1]+"/64", "dev", "eth0", "nodad")
 	l.host.Run("ip", "route", "add", "default", "via", router[0])
 	l.host.Run("ip", "route", "add", "default", "via", router[1])
+	l.host.Sysctl("ipv4.conf.eth0.rp_filter", "1")
 	return l
 }
 
@@ -187,7 +188,7 @@ func (s *site) stop(l *lab, name string) {
 	ran := time.Since(began)
 	s.awaitRoutes("to nowhere")
 	s.t.Logf("%s: docker stop took %v; the router's routes are gone after %v", name, ran, time.Since(began))
-	ask(s.t, []question{{s.client, "icmp", routedAddr, ""}, {s.client, "icmp", routedAddr6, ""}})
+	ask(s.t, []question{{s.client, "tcp", routedAddr + ":80", ""}, {s.client, "tcp", "[" + routedAddr6 + "]:80", ""}})
 }
 
 // awaitAnswer returns when a container answers the client, by both families.
