@@ -30,8 +30,8 @@ func TestRouted(t *testing.T) {
 	host1, host2 := s.newHost(1, "nftables"), s.newHost(2, "iptables")
 	s.startBIRD(host1)
 	s.startFRR(host2)
-	s.makeNetwork(host1, "extip.parent=lo")
-	s.makeNetwork(host2, "extip.parent=eth0", "extip.alias=lo", "extip.dad=off")
+	s.makeNetwork(host1, "extip.parent=lo", "extip.pool=203.0.113.56-203.0.113.59,2001:db8:56::56-2001:db8:56::5f")
+	s.makeNetwork(host2, "extip.parent=eth0", "extip.alias=lo", "extip.dad=off", "extip.pool=203.0.113.60-203.0.113.63,2001:db8:56::60-2001:db8:56::6f")
 
 	s.start(host1, "first")
 	s.stop(host1, "first")
