@@ -58,7 +58,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	nettest.Require(t, isRoot(), "root")
+	requireEngine(t, os.Getenv("EXTIP_TEST_ENGINE"))
 	s := &site{t: t, programs: map[string]string{}}
 	for _, name := range []string{"bird", "zebra", "bfdd", "bgpd", "vtysh"} {
 		s.programs[name] = routingDaemon(t, name)
@@ -167,9 +167,8 @@ func (s *site) start(l *lab, name string) {
 	ran := time.Since(began)
 	s.awaitAnswer(name)
 	s.t.Logf("%s: docker run took %v; the client reaches it after %v", name, ran, time.Since(began))
-	for _, look := range [][]string{{"doctor"}, {"trace", routedAddr}, {"trace", routedAddr6}} {
-		l.must(append([]string{l.plugin.args[0]}, look...)...)
-	}
+	l.must(l.plugin.args[0], "doctor")
+	l.must(l.plugin.args[0], "trace", routedAddr)
 	c := l.container(name)
 	ask(s.t, []question{
 		{s.client, "tcp", routedAddr + ":80", name + " saw " + clientAddr},
@@ -188,7 +187,7 @@ func (s *site) stop(l *lab, name string) {
 	ran := time.Since(began)
 	s.awaitRoutes("to nowhere")
 	s.t.Logf("%s: docker stop took %v; the router's routes are gone after %v", name, ran, time.Since(began))
-	ask(s.t, []question{{s.client, "tcp", routedAddr + ":80", ""}, {s.client, "tcp", "[" + routedAddr6 + "]:80", ""}})
+	ask(s.t, []question{{s.client, "tcp", routedAddr + ":80", ""}, {s.client, "udp", "[" + routedAddr6 + "]:80", ""}})
 }
 
 // awaitAnswer returns when a container answers the client, by both families.
