@@ -19,8 +19,9 @@ func (a *app) status() *cobra.Command {
 		Long: `List the external addresses that containers have, a line each.
 
 An address that is withheld is not reachable now; why is said below the list. One
-that drains belongs to another container already, and stays with this one only for
-connections that were there before.`,
+that is lost is not either: another host of the cluster has it. One that drains
+belongs to another container already, and stays with this one only for connections
+that were there before.`,
 		Example: `  extip status
   extip status --watch
   extip status --json | jq -r '.[] | select(.state != "published") | .external'`,
@@ -53,7 +54,7 @@ func (a *app) printStatus(cmd *cobra.Command) error {
 		}
 		rows := make([][]string, len(list))
 		for i, d := range list {
-			rows[i] = []string{d.External.String(), text(d.Internal), d.container(), d.network(), d.Parent, d.State, a.age(d.Since)}
+			rows[i] = []string{d.External.String(), text(d.Internal), d.container(), d.network(), d.Parent, d.state(), a.age(d.Since)}
 		}
 		table(out, a.width, []column{
 			{title: "EXTERNAL"},
@@ -66,10 +67,21 @@ func (a *app) printStatus(cmd *cobra.Command) error {
 		}, rows, a.paintState)
 		for _, d := range list {
 			if d.Reason != "" {
-				_, _ = fmt.Fprintf(out, "%s is %s: %s\n", d.External, d.State, d.Reason)
+				_, _ = fmt.Fprintf(out, "%s is %s: %s\n", d.External, d.state(), d.Reason)
 			}
 		}
 	})
+}
+
+// stateLost is shown of an address that is withheld because another host has it.
+const stateLost = "lost"
+
+// state is what is shown of an address.
+func (d address) state() string {
+	if d.HeldBy != "" {
+		return stateLost
+	}
+	return d.State
 }
 
 func (a *app) paintState(title, cell string) string {
@@ -79,7 +91,7 @@ func (a *app) paintState(title, cell string) string {
 	switch cell {
 	case driver.StatePublished:
 		return a.colored(green, cell)
-	case driver.StateWithheld:
+	case driver.StateWithheld, stateLost:
 		return a.colored(red, cell)
 	default:
 		return a.colored(yellow, cell)

@@ -53,6 +53,8 @@ type Host struct {
 	guarding           bool
 	guarded, guardTold ports
 	flows              map[flow]int
+	steps              []string
+	plug
 }
 
 // New returns a machine with the interface eth0, which has the default route,
@@ -139,6 +141,7 @@ func (h *Host) write(what string) error {
 	if h.writes == h.FailAt {
 		return fmt.Errorf("%s: %w", what, ErrInjected)
 	}
+	h.steps = append(h.steps, what)
 	return nil
 }
 
@@ -286,6 +289,14 @@ func (h *Host) Take(host string) {
 
 // EnsureAlias implements driver.Addresses.
 func (h *Host) EnsureAlias(parent string, a netip.Addr) error {
+	err := h.putAlias(parent, a)
+	if err == nil && h.wire != nil {
+		h.wire.put(h, parent, a)
+	}
+	return err
+}
+
+func (h *Host) putAlias(parent string, a netip.Addr) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err := h.write("alias " + a.String()); err != nil {
@@ -421,7 +432,7 @@ func (h *Host) DefaultParent() (string, error) {
 
 // Parent implements driver.Settings.
 func (h *Host) Parent(name string) (link.ParentInfo, error) {
-	mtu, ok := map[string]int{"eth0": 1500, "br-ex": 1450, "port0": 1450}[name]
+	mtu, ok := map[string]int{"eth0": 1500, "br-ex": 1450, "port0": 1450, "lo": 65536}[name]
 	if !ok || h.Unplugged[name] {
 		return link.ParentInfo{}, fmt.Errorf("interface %s: %w", name, link.ErrNoLink)
 	}
