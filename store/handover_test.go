@@ -69,9 +69,10 @@ func (h *host) takeOver() error {
 	}
 	endpoints, err := h.Endpoints()
 	for a, c := range given {
-		for _, e := range endpoints {
+		for i, e := range endpoints {
 			if e.ID == c.Endpoint {
-				err = errors.Join(err, h.TakeOver(e, a))
+				endpoints[i].External = append(e.External, a)
+				err = errors.Join(err, h.TakeOver(endpoints[i], a))
 			}
 		}
 	}
