@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,22 +46,21 @@ func join(t testing.TB, c cluster.Config) (m *cluster.Member, leave func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m, run(t, m)
+}
+
+func run(t testing.TB, m *cluster.Member) (leave func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped := make(chan error, 1)
 	go func() { stopped <- m.Run(ctx) }()
-	left := false
-	leave = func() {
-		if left {
-			return
-		}
-		left = true
+	leave = sync.OnceFunc(func() {
 		cancel()
 		if err := errors.Join(<-stopped, m.Close()); err != nil {
-			t.Errorf("%s: %v", c.Host, err)
+			t.Errorf("%s: %v", m.Host(), err)
 		}
-	}
+	})
 	t.Cleanup(leave)
-	return m, leave
+	return leave
 }
 
 // eventually returns when ok does.
@@ -71,6 +72,14 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		}
 	}
 	t.Fatalf("in %s not: %s", patience, what)
+}
+
+// awaitHost returns when a member knows that another host lives.
+func awaitHost(t testing.TB, m *cluster.Member, host string) {
+	t.Helper()
+	eventually(t, m.Host()+" knows "+host, func() bool {
+		return slices.ContainsFunc(m.Hosts(), func(h store.HostInfo) bool { return h.Name == host && h.Alive })
+	})
 }
 
 // claim writes a value if there is none, hanging on the member's lease.
@@ -103,6 +112,7 @@ func TestLedger(t *testing.T) {
 	if string(value) != "one" || version == 0 {
 		t.Errorf("after that it knows %q %d", value, version)
 	}
+	awaitHost(t, one, "docker2")
 	// Handed over, onto the other's lease, and something that stays beside it.
 	err := one.Commit(map[string]int64{"claims/203.0.113.56": version}, []store.Write{
 		{Key: "claims/203.0.113.56", Value: []byte("two"), Host: "docker2"}, {Key: "names/mail/in", Value: []byte("{}")},

@@ -43,9 +43,6 @@ type Config struct {
 	TLS *tls.Config
 	// User and Password are those of etcd; no User: none is needed.
 	User, Password string
-	// MACs, unless nil, returns those by which this host answers for
-	// addresses. It is asked now and then.
-	MACs func() ([]net.HardwareAddr, error)
 	// Trouble, unless nil, is called when this host loses touch with the
 	// ledger, with the reason, when the reason changes, and with nil when it
 	// is back. Calls don't overlap.

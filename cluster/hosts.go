@@ -36,9 +36,8 @@ func (m *Member) introduce(ctx context.Context) error {
 		r.MACs = before.MACs
 	}
 	m.mu.Unlock()
-	if m.config.MACs != nil {
-		// Where it can't be found out, what was known still holds.
-		if macs, err := m.config.MACs(); err == nil {
+	if m.ownMACs != nil {
+		if macs, err := m.ownMACs(); err == nil {
 			r.MACs = nil
 			for _, mac := range macs {
 				r.MACs = append(r.MACs, mac.String())

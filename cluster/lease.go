@@ -57,7 +57,7 @@ func (m *Member) join(ctx context.Context) error {
 		if version != 0 {
 			err := m.renew(ctx, current.lease())
 			if err == nil {
-				return m.introduce(ctx)
+				return nil
 			}
 			if !errors.Is(err, errEnded) {
 				return err
@@ -65,7 +65,7 @@ func (m *Member) join(ctx context.Context) error {
 		}
 		begun, err := m.begin(ctx, version)
 		if begun || err != nil {
-			return errors.Join(err, m.introduce(ctx))
+			return err
 		}
 	}
 	return errors.New("this host's lease ends again and again")

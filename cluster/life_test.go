@@ -171,8 +171,12 @@ func TestHosts(t *testing.T) {
 	c := config(t, nodes, "docker1")
 	c.TTL = cluster.MinTTL
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	c.MACs = func() ([]net.HardwareAddr, error) { return []net.HardwareAddr{mac, mac}, nil }
-	_, leave := join(t, c)
+	one, err := cluster.Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.SetMACs(func() ([]net.HardwareAddr, error) { return []net.HardwareAddr{mac, mac}, nil })
+	leave := run(t, one)
 	two, _ := join(t, config(t, nodes, "docker2"))
 	eventually(t, "its MAC is known", func() bool { return two.Member(mac) == "docker1" })
 	if got := two.Member(net.HardwareAddr{2, 0, 0, 0, 0, 2}); got != "" {
@@ -181,7 +185,7 @@ func TestHosts(t *testing.T) {
 	alive := func(want ...bool) bool {
 		hosts := two.Hosts()
 		if len(hosts) != 2 || hosts[0].Name != "docker1" || hosts[1].Name != "docker2" || hosts[0].Own || !hosts[1].Own {
-			t.Fatalf("%+v", hosts)
+			return false
 		}
 		return hosts[0].Alive == want[0] && hosts[1].Alive == want[1]
 	}
@@ -213,7 +217,7 @@ func TestOffer(t *testing.T) {
 		err error
 	}
 	first := make(chan outcome, 1)
-	eventually(t, "both know each other", func() bool { return len(one.Hosts()) == 2 })
+	awaitHost(t, one, "docker2")
 	go func() {
 		a, err := one.Offer(t.Context(), o)
 		first <- outcome{a, err}

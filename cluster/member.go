@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -80,7 +81,8 @@ type Member struct {
 	anew chan error
 	// notify is who wants to know of changed keys.
 	notify   []func(keys []string)
-	follower Follower // may be nil
+	follower Follower                           // may be nil
+	ownMACs  func() ([]net.HardwareAddr, error) // may be nil
 	// news are keys that have changed and of which nobody was told yet.
 	news     []string
 	newsCame chan struct{}
@@ -136,6 +138,11 @@ func (m *Member) Follow(f Follower) {
 	m.takeUp(keys)
 }
 
+// SetMACs has fn asked now and then for the MACs by which this host answers for
+// addresses; without it, or where it fails, those hold that were found last. It is
+// called before Run.
+func (m *Member) SetMACs(fn func() ([]net.HardwareAddr, error)) { m.ownMACs = fn }
+
 // Run keeps this host a member until ctx ends.
 func (m *Member) Run(ctx context.Context) error {
 	var telling sync.WaitGroup
@@ -182,6 +189,9 @@ func (m *Member) session(ctx context.Context) error {
 	}
 	revision, err := m.load(ctx)
 	if err != nil {
+		return err
+	}
+	if err := m.introduce(ctx); err != nil {
 		return err
 	}
 	c, _, moved, err := m.door.client(ctx)
