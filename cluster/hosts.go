@@ -38,7 +38,7 @@ func (m *Member) introduce(ctx context.Context) error {
 	m.mu.Unlock()
 	if m.ownMACs != nil {
 		if macs, err := m.ownMACs(); err == nil {
-			r.MACs = nil
+			r.MACs = []string{}
 			for _, mac := range macs {
 				r.MACs = append(r.MACs, mac.String())
 			}

@@ -104,7 +104,7 @@ func Open(c Config) (*Member, error) {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
 	m := &Member{
-		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
+		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), trouble: errSilent, anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
 		offers: map[netip.Addr]int64{}, asked: map[string]chan answer{}, answered: map[string]string{},
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
