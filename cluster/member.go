@@ -64,7 +64,7 @@ type Follower interface {
 // called concurrently.
 type Member struct {
 	config Config
-	door   *door
+	door   asker
 
 	mu     sync.Mutex
 	mirror mirror
@@ -103,10 +103,7 @@ func Open(c Config) (*Member, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
-	m := &Member{
-		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), trouble: errSilent, anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
-		offers: map[netip.Addr]int64{}, asked: map[string]chan answer{}, answered: map[string]string{},
-	}
+	m := newMember(c, newDoor(c))
 	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 	defer cancel()
 	err := m.join(ctx)
@@ -120,6 +117,13 @@ func Open(c Config) (*Member, error) {
 		m.report(err)
 	}
 	return m, nil
+}
+
+func newMember(c Config, d asker) *Member {
+	return &Member{
+		config: c, door: d, fence: Fence{Host: c.Host}, lost: time.Now(), trouble: errSilent, anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
+		offers: map[netip.Addr]int64{}, asked: map[string]chan answer{}, answered: map[string]string{},
+	}
 }
 
 // Close lets go of etcd. The lease is left to end by itself: a host whose program
@@ -227,14 +231,21 @@ func (m *Member) session(ctx context.Context) error {
 			if err := response.Err(); err != nil { // also: what is to come is compacted
 				return fmt.Errorf("watch: %w", err)
 			}
-			changes := make([]change, len(response.Events))
-			for i, e := range response.Events {
-				changes[i] = m.changeOf(e.Kv)
-				revision = max(revision, e.Kv.ModRevision)
-			}
-			m.learn(func(mirror *mirror) []string { return mirror.watched(revision, changes...) })
+			revision = m.watched(revision, response.Events)
 		}
 	}
+}
+
+// watched takes in what the watch tells after a revision, and returns that of the
+// last event.
+func (m *Member) watched(revision int64, events []*clientv3.Event) int64 {
+	changes := make([]change, len(events))
+	for i, e := range events {
+		changes[i] = m.changeOf(e.Kv)
+		revision = max(revision, e.Kv.ModRevision)
+	}
+	m.learn(func(mirror *mirror) []string { return mirror.watched(revision, changes...) })
+	return revision
 }
 
 // load reads the whole ledger, and returns the revision that it has read.
@@ -296,34 +307,39 @@ func (m *Member) tell(ctx context.Context) {
 			return
 		case <-m.newsCame:
 		}
-		m.mu.Lock()
-		changed, notify, follower := m.news, m.notify, m.follower
-		m.news = nil
-		m.mu.Unlock()
-		slices.Sort(changed)
-		changed = slices.Compact(changed)
-		var ledger []string
-		var claims []netip.Addr
-		for _, key := range changed {
-			kind, rest, _ := strings.Cut(key, "/")
-			switch kind += "/"; kind {
-			case claimsPrefix, reservedPrefix, namesPrefix:
-				ledger = append(ledger, key)
-			}
-			if a, err := netip.ParseAddr(rest); err == nil && kind == claimsPrefix {
-				claims = append(claims, a)
-			}
-		}
-		if len(ledger) > 0 {
-			for _, fn := range notify {
-				fn(ledger)
-			}
-		}
-		if len(claims) > 0 && follower != nil {
-			follower.ClaimsChanged(claims)
-		}
-		m.takeUp(changed)
+		m.tellNews()
 	}
+}
+
+// tellNews tells of what has changed since the last time.
+func (m *Member) tellNews() {
+	m.mu.Lock()
+	changed, notify, follower := m.news, m.notify, m.follower
+	m.news = nil
+	m.mu.Unlock()
+	slices.Sort(changed)
+	changed = slices.Compact(changed)
+	var ledger []string
+	var claims []netip.Addr
+	for _, key := range changed {
+		kind, rest, _ := strings.Cut(key, "/")
+		switch kind += "/"; kind {
+		case claimsPrefix, reservedPrefix, namesPrefix:
+			ledger = append(ledger, key)
+		}
+		if a, err := netip.ParseAddr(rest); err == nil && kind == claimsPrefix {
+			claims = append(claims, a)
+		}
+	}
+	if len(ledger) > 0 {
+		for _, fn := range notify {
+			fn(ledger)
+		}
+	}
+	if len(claims) > 0 && follower != nil {
+		follower.ClaimsChanged(claims)
+	}
+	m.takeUp(changed)
 }
 
 // restart has the session end and another one begin. m.mu is held.
