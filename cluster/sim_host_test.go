@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/extip/extip/store"
@@ -107,9 +109,9 @@ func (h *simHost) resume() {
 
 // crash ends the program, whatever it was at. The kernel goes on.
 func (h *simHost) crash() {
+	h.held = nil
 	if p := h.program; p != nil {
 		h.program = nil
-		h.held = nil
 		p.ended = true
 		for len(p.procs) > 0 {
 			for _, one := range slices.SortedFunc(maps.Keys(p.procs), func(a, b *proc) int { return cmp.Compare(a.order, b.order) }) {
@@ -119,11 +121,19 @@ func (h *simHost) crash() {
 			}
 		}
 		h.sim.etcd.streams = slices.DeleteFunc(h.sim.etcd.streams, func(st *stream) bool { return st.life == p })
+		if p.store == nil {
+			return
+		}
 		if err := p.store.Close(); err != nil {
 			h.sim.wrong("close: %v", err)
 		}
 	}
 	h.paused = false
+	for _, c := range h.sim.containers {
+		if c.on == h && c.state != running {
+			c.ends() // what the engine had asked for has failed
+		}
+	}
 	h.disturb("its program has ended")
 }
 
@@ -190,8 +200,7 @@ func (h *simHost) start() {
 	}, door)
 	var err error
 	if p.store, err = store.OpenShared(filepath.Join(s.dir, h.name+".db"), s.plant.ledger(p.member)); err != nil {
-		s.wrong("open: %v", err)
-		return
+		panic(fmt.Sprintf("%s: open: %v\n%s", h.name, err, strings.Join(s.trace[max(0, len(s.trace)-30):], "\n")))
 	}
 	p.member.SetMACs(func() ([]net.HardwareAddr, error) { return []net.HardwareAddr{h.mac}, nil })
 	p.driver = newSimDriver(p)

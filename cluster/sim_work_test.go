@@ -20,6 +20,8 @@ type container struct {
 	on          *simHost
 	state       int
 	endpoint    string
+	// replaced: another one runs, or should, in its stead.
+	replaced bool
 }
 
 // States of a container.
@@ -86,6 +88,24 @@ func (c *container) stop() {
 	})
 }
 
+// isTroubled tells whether who looks after the hosts may take one for dead.
+func (h *simHost) isTroubled() bool {
+	return h.dead || h.cut || h.paused || h.program == nil || h.segment != 0
+}
+
+// replace starts what a container is on another host, whose name it has, whatever
+// becomes of the first.
+func (c *container) replace() {
+	to := c.sim.hosts[c.sim.rand.IntN(len(c.sim.hosts))]
+	if c.replaced || c.state != running || to == c.on || to.isTroubled() || c.reservation == "" && c.addresses == nil {
+		return
+	}
+	c.replaced = true
+	twin := &container{sim: c.sim, name: c.name, inside: c.inside, reservation: c.reservation, addresses: c.addresses}
+	c.sim.containers = append(c.sim.containers, twin)
+	twin.start(to)
+}
+
 // give hands one of a container's addresses over to another container.
 func (c *container) give(to *container) {
 	if c.state != running || to.state != running || c.on == to.on || c.on.program == nil || to.on.program == nil || to.on.program.driver.isApart() {
@@ -107,10 +127,12 @@ func (c *container) give(to *container) {
 
 // work has containers come and go, and things befall the hosts, until a time.
 func (s *sim) work(until time.Duration) {
-	s.every(until, 500*time.Millisecond, 3*time.Second, func() {
+	s.every(until, 300*time.Millisecond, 2*time.Second, func() {
 		c := s.containers[s.rand.IntN(len(s.containers))]
 		switch n := s.rand.IntN(10); {
-		case c.state == stopped:
+		case c.on != nil && c.on.isTroubled() && n < 7:
+			c.replace()
+		case c.state == stopped && !c.replaced:
 			c.start(s.hosts[s.rand.IntN(len(s.hosts))])
 		case n < 3:
 			c.stop()
@@ -118,7 +140,7 @@ func (s *sim) work(until time.Duration) {
 			c.give(s.containers[s.rand.IntN(len(s.containers))])
 		}
 	})
-	s.every(until, time.Second, 12*time.Second, func() { s.befall(s.hosts[s.rand.IntN(len(s.hosts))]) })
+	s.every(until, 500*time.Millisecond, 10*time.Second, func() { s.befall(s.hosts[s.rand.IntN(len(s.hosts))]) })
 }
 
 func (s *sim) every(until, least, most time.Duration, do func()) {
@@ -145,22 +167,23 @@ func (s *sim) befall(h *simHost) {
 	case h.dead && n < 50:
 		h.boot()
 		return
-	case h.program == nil && n < 70:
+	case !h.dead && h.program == nil && n < 70:
 		h.start()
 		return
 	case h.dead || h.program == nil:
 		return
 	}
 	switch {
-	case n < 20:
+	case n < 12:
 		h.setCut(!h.cut)
 		s.after(s.span(), func() { h.setCut(false) })
+	case n < 24: // off all wires
+		h.setCut(true)
+		h.setSegment(1)
+		s.after(s.span(), func() { h.setCut(false) })
+		s.after(s.span(), func() { h.setSegment(0) })
 	case n < 35:
-		to := s.rand.IntN(2)
-		if h.segment != 0 {
-			to = 0
-		}
-		h.setSegment(to)
+		h.setSegment(1 - h.segment)
 		s.after(s.span(), func() { h.setSegment(0) })
 	case n < 45:
 		if !h.paused {
@@ -265,7 +288,7 @@ func (s *sim) expect(c *container, from, to *simHost, died time.Duration) {
 			return
 		}
 		took := s.now() - began
-		if e := p.driver.endpoints[c.endpoint]; e != nil && len(e.rec.External) > 0 && to.answers[e.rec.External[0]] {
+		if e := p.driver.endpoints[c.endpoint]; e != nil && (len(e.rec.External) == 0 && e.rec.State == store.Published || len(e.rec.External) > 0 && to.answers[e.rec.External[0]]) {
 			s.check.slowest = max(s.check.slowest, took-s.ttl)
 			return
 		}
