@@ -87,6 +87,17 @@ func (s *sim) claimChanged(key string, kv *mvccpb.KeyValue) {
 	s.look()
 }
 
+// claimed is told of each endpoint that was made: it has its claims, or the lease
+// that they were made on has ended since.
+func (s *sim) claimed(d *simDriver, e store.Endpoint) {
+	for _, a := range e.External {
+		c := s.check.claims[a]
+		if s.etcd.leases[int64(d.life.member.lease)] != nil && (c.Host != d.host().name || c.Endpoint != e.ID) {
+			s.wrong("%s made %s with %s, which is claimed by %q of %q", d.host().name, e.ID, a, c.Endpoint, c.Host)
+		}
+	}
+}
+
 // defended is told of each defence: only who has a claim may.
 func (s *sim) defended(d *simDriver, a netip.Addr, by *simHost) {
 	s.check.did["defended"]++

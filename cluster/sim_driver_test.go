@@ -175,6 +175,7 @@ func (d *simDriver) claim(p *proc, e *simEndpoint, want store.Want) error {
 	if err != nil {
 		return err
 	}
+	d.sim.claimed(d, rec)
 	e.rec, e.known = rec, true
 	d.endpoints[e.id] = e
 	d.host().links[e.id] = true

@@ -46,6 +46,9 @@ func (d *simDriver) restore(p *proc) {
 		owners := d.challenge(p, p.probe(missing))
 		for _, a := range missing {
 			e := d.published[a]
+			if e == nil {
+				continue
+			}
 			if owners[a] != nil {
 				d.withhold(e, a, "is used by "+owners[a].name)
 			} else if d.isApart() {

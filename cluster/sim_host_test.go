@@ -291,7 +291,7 @@ func (p *program) session(session *proc) error {
 		case len(st.inbox) > 0:
 			changes := st.inbox[0]
 			st.inbox = st.inbox[1:]
-			p.host.sim.plant.watched(m)
+			p.host.sim.plant.watched(m, changes)
 			revision = m.watched(revision, changes)
 			p.tellSoon()
 		case st.broken:

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/extip/extip/store"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // A plant is a fault that the simulation has to find. The zero value is none.
@@ -20,7 +21,7 @@ const (
 	alwaysDefends plant = "an address is always defended"
 	oldNews       plant = "the mirror goes back"
 	neverConfirms plant = "nobody is asked while apart"
-	dropsStale    plant = "what was asked without an answer counts as made"
+	assumesMade   plant = "what was asked without an answer counts as made"
 )
 
 func (p plant) mayDefend(m *Member, a netip.Addr) bool { return p == alwaysDefends || m.MayDefend(a) }
@@ -36,20 +37,19 @@ func (p plant) proven(life *program) {
 }
 
 // watched is called before the watch tells something.
-func (p plant) watched(m *Member) {
-	if p == oldNews {
-		m.mirror.seen = 0
-		m.mirror.gone = nil
-		for key, e := range m.mirror.entries {
-			e.version = min(e.version, 1)
-			m.mirror.entries[key] = e
-		}
+func (p plant) watched(m *Member, events []*clientv3.Event) {
+	if p != oldNews {
+		return
+	}
+	m.mirror.seen, m.mirror.gone = 0, nil
+	for _, e := range events {
+		delete(m.mirror.entries, strings.TrimPrefix(string(e.Kv.Key), m.config.Prefix))
 	}
 }
 
 func (p plant) ledger(m *Member) store.Ledger {
 	switch p {
-	case blindRelease, blindRetry, dropsStale:
+	case blindRelease, blindRetry, assumesMade:
 		return plantedLedger{m, p}
 	}
 	return m
@@ -73,7 +73,7 @@ func (l plantedLedger) Commit(read map[string]int64, writes []store.Write) error
 	switch {
 	case l.plant == blindRetry && errors.Is(err, store.ErrStale) && len(writes) > 0:
 		return l.Member.Commit(nil, writes)
-	case l.plant == dropsStale && errors.Is(err, store.ErrApart):
+	case l.plant == assumesMade && errors.Is(err, store.ErrApart):
 		return nil
 	}
 	return err

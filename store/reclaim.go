@@ -134,7 +134,12 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 		return "", err
 	}
 	if name := tx.keeper(a); name != "" && name != e.Reservation {
-		return reservedAs(name), nil
+		if own && c.Endpoint != id && !s.isAwaited(tx, c) {
+			// It was handed over to an endpoint that could not record it, as
+			// this one has it on record.
+			err = tx.dropClaim(c.Endpoint, a)
+		}
+		return reservedAs(name), err
 	}
 	should := claimOf(tx.plan.host, e)
 	if c.Endpoint == id {
