@@ -272,7 +272,7 @@ func (e *simEtcd) unwatch(s *stream) {
 // send has what has changed arrive, in order.
 func (s *stream) send(changes []*clientv3.Event) {
 	sim := s.etcd.sim
-	s.last = max(s.last, sim.now()+s.life.host.delay())
+	s.last = max(s.last, sim.now()+s.life.host.delay()+s.life.host.lag)
 	sim.after(s.last-sim.now(), func() { s.arrive(changes) })
 }
 

@@ -34,6 +34,8 @@ type simHost struct {
 	// anyway, slow what takes long.
 	cut         bool
 	loses, slow float64
+	// lag is how much later it hears by the watch than by an answer.
+	lag time.Duration
 	// segment is the part of the wire that it is on.
 	segment int
 	// answers are the addresses that its kernel has.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,6 +79,12 @@ func (s *sim) failure() string {
 	return fmt.Sprintf("seed %d is wrong (EXTIP_SIM_SEED=%d go test ./cluster -run TestSimulation$):\n%s", s.seed, s.seed, strings.Join(lines, "\n"))
 }
 
+// quiet has the collector run less often: a simulation makes much and keeps little.
+func quiet(t *testing.T) {
+	percent := debug.SetGCPercent(400)
+	t.Cleanup(func() { debug.SetGCPercent(percent) })
+}
+
 // simDir is a folder in memory, if there is one: nothing then waits for a disk.
 func simDir(t *testing.T) string {
 	dir, err := os.MkdirTemp("/dev/shm", "extip-sim-")
@@ -96,6 +103,7 @@ const simSeeds = 2000
 // twice, answer for one twice no longer than is allowed, lose no claim, and agree in the
 // end. EXTIP_SIM_SEED repeats one history.
 func TestSimulation(t *testing.T) {
+	quiet(t)
 	first, n := uint64(1), simSeeds
 	if text := os.Getenv("EXTIP_SIM_SEEDS"); text != "" {
 		var err error
@@ -169,6 +177,7 @@ func TestSimulationRepeats(t *testing.T) {
 
 // TestSimulationFinds: faults are found within the seeds that TestSimulation looks at.
 func TestSimulationFinds(t *testing.T) {
+	quiet(t)
 	for _, p := range []plant{noMargin, blindRelease, blindRetry, alwaysDefends, oldNews, neverConfirms, assumesMade} {
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()

@@ -127,7 +127,7 @@ func (c *container) give(to *container) {
 
 // work has containers come and go, and things befall the hosts, until a time.
 func (s *sim) work(until time.Duration) {
-	s.every(until, 300*time.Millisecond, 2*time.Second, func() {
+	s.every(until, 200*time.Millisecond, 1500*time.Millisecond, func() {
 		c := s.containers[s.rand.IntN(len(s.containers))]
 		switch n := s.rand.IntN(10); {
 		case c.on != nil && c.on.isTroubled() && n < 7:
@@ -140,7 +140,7 @@ func (s *sim) work(until time.Duration) {
 			c.give(s.containers[s.rand.IntN(len(s.containers))])
 		}
 	})
-	s.every(until, 500*time.Millisecond, 10*time.Second, func() { s.befall(s.hosts[s.rand.IntN(len(s.hosts))]) })
+	s.every(until, 300*time.Millisecond, 6*time.Second, func() { s.befall(s.hosts[s.rand.IntN(len(s.hosts))]) })
 }
 
 func (s *sim) every(until, least, most time.Duration, do func()) {
@@ -174,18 +174,22 @@ func (s *sim) befall(h *simHost) {
 		return
 	}
 	switch {
-	case n < 12:
+	case n < 10:
 		h.setCut(!h.cut)
-		s.after(s.span(), func() { h.setCut(false) })
-	case n < 24: // off all wires
+		s.after(s.span(), func() {
+			h.setCut(false)
+			h.flaps()
+		})
+	case n < 26: // off all wires
 		h.setCut(true)
 		h.setSegment(1)
-		s.after(s.span(), func() { h.setCut(false) })
-		s.after(s.span(), func() { h.setSegment(0) })
-	case n < 35:
+		heals := s.span()
+		s.after(heals, func() { h.setSegment(0) })
+		s.after(heals+s.between(-5*time.Second, 25*time.Second), func() { h.setCut(false) })
+	case n < 34:
 		h.setSegment(1 - h.segment)
 		s.after(s.span(), func() { h.setSegment(0) })
-	case n < 45:
+	case n < 43:
 		if !h.paused {
 			h.pause()
 			s.after(s.span(), func() {
@@ -194,22 +198,22 @@ func (s *sim) befall(h *simHost) {
 				}
 			})
 		}
-	case n < 58:
+	case n < 55:
 		h.crash()
 		s.after(s.span(), func() {
 			if h.program == nil && !h.dead {
 				h.start()
 			}
 		})
-	case n < 72:
+	case n < 67:
 		s.death(h)
+	case n < 77:
+		// By an endpoint of etcd that is behind the others.
+		h.lag = s.between(200*time.Millisecond, 5*time.Second)
+		h.disturb(fmt.Sprintf("hears %s late", h.lag.Round(time.Millisecond)))
+		s.after(s.span(), func() { h.lag = 0 })
 	case n < 82:
-		h.loses, h.slow = s.rand.Float64()*0.5, s.rand.Float64()*0.3
-		h.disturb(fmt.Sprintf("loses %.2f, and %.2f is slow", h.loses, h.slow))
-		s.after(s.span(), func() {
-			h.loses, h.slow = 0, 0
-			h.disturb("loses nothing")
-		})
+		h.flaps()
 	case n < 90:
 		s.loss = s.rand.Float64() * 0.3
 		s.note("the segment loses %.2f", s.loss)
@@ -227,6 +231,17 @@ func (s *sim) befall(h *simHost) {
 			s.after(s.between(10*time.Second, 40*time.Second), s.etcd.lead)
 		}
 	}
+}
+
+// flaps has part of what goes to etcd and back be lost or late for a while.
+func (h *simHost) flaps() {
+	s := h.sim
+	h.loses, h.slow = s.rand.Float64()*0.5, s.rand.Float64()*0.3
+	h.disturb(fmt.Sprintf("loses %.2f, and %.2f is slow", h.loses, h.slow))
+	s.after(s.span(), func() {
+		h.loses, h.slow = 0, 0
+		h.disturb("loses nothing")
+	})
 }
 
 func (h *simHost) setSegment(to int) {
@@ -273,7 +288,7 @@ const slack = 0
 func (s *sim) expect(c *container, from, to *simHost, died time.Duration) {
 	calm := func() bool {
 		quiet := func(t time.Duration) bool { return t < died-10*time.Second }
-		return c.on == to && from.pace <= 1 && quiet(to.disturbed) && quiet(s.etcd.disturbed) && s.loss == 0 &&
+		return c.on == to && from.pace <= 1 && !to.paused && quiet(to.disturbed) && quiet(s.etcd.disturbed) && s.loss == 0 &&
 			!to.cut && to.loses == 0 && to.slow == 0 && to.segment == 0 && !s.etcd.leaderless
 	}
 	if !calm() || from.cut {
@@ -309,7 +324,7 @@ func (s *sim) heal() {
 		s.etcd.lead()
 	}
 	for _, h := range s.hosts {
-		h.loses, h.slow = 0, 0
+		h.loses, h.slow, h.lag = 0, 0, 0
 		h.setSegment(0)
 		h.setCut(false)
 		if h.paused {
