@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -58,12 +59,16 @@ func (s *Store) Reclaim() (lost map[netip.Addr]string, err error) {
 		if err != nil {
 			return nil, err
 		}
+		s.mu.Lock()
+		maps.DeleteFunc(s.unsure, func(a netip.Addr, _ bool) bool { return slices.Contains(batch, a) })
+		s.mu.Unlock()
 		maps.Copy(lost, lostOf)
 	}
 	return lost, nil
 }
 
-// differing are the addresses of which ledger and file say different things.
+// differing are the addresses of which ledger and file say different things, or of
+// which it is not known what the ledger says.
 func (s *Store) differing() (list []netip.Addr, err error) {
 	recorded, err := s.Claims()
 	if err != nil {
@@ -88,6 +93,7 @@ func (s *Store) differing() (list []netip.Addr, err error) {
 	}
 	s.mu.Lock()
 	maps.DeleteFunc(s.given, func(c Claim, _ time.Time) bool { return !given[c] })
+	unsure := maps.Clone(s.unsure)
 	s.mu.Unlock()
 	err = s.db.View(func(btx *bolt.Tx) error {
 		tx := fileTransaction(btx)
@@ -96,7 +102,7 @@ func (s *Store) differing() (list []netip.Addr, err error) {
 			if err := tx.get(endpointsBucket, id, &e); err != nil {
 				return err
 			}
-			if !mine[a].isOf(s.ledger.Host(), e) {
+			if !mine[a].isOf(s.ledger.Host(), e) || unsure[a] {
 				list = append(list, a)
 			}
 		}
@@ -112,7 +118,8 @@ func (c Claim) isOf(host string, e Endpoint) bool {
 	return c == should
 }
 
-// reclaim makes ledger and file agree about one address, or returns who has it.
+// reclaim makes ledger and file agree about one address, or returns who has it; mu is
+// held.
 func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error) {
 	id := string(tx.read(claimsBucket, a.String()))
 	c, ok, err := tx.claimed(a)
@@ -130,7 +137,7 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 		return c.Host, nil
 	}
 	var e Endpoint
-	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) {
+	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) && !s.unsure[a] {
 		return "", err
 	}
 	if name := tx.keeper(a); name != "" && name != e.Reservation {
