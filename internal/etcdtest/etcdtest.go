@@ -283,10 +283,31 @@ func (n *Node) PutBack(file string) {
 }
 
 // Stop has the node hang: the kernel accepts connections for it, and nothing is
-// answered.
+// answered. It returns when all its threads have stopped.
 func (n *Node) Stop() {
 	n.t.Helper()
 	n.signal(syscall.SIGSTOP)
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if n.stopped() {
+			return
+		}
+	}
+	n.t.Fatalf("etcd at %s doesn't stop", n.Endpoint)
+}
+
+func (n *Node) stopped() bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", n.cmd.Process.Pid))
+	if err != nil || len(threads) == 0 {
+		return false
+	}
+	for _, thread := range threads {
+		// The state is behind the name, which is in parentheses: proc(5).
+		stat, err := os.ReadFile(thread)
+		if _, state, ok := bytes.Cut(stat, []byte(") ")); err != nil || !ok || state[0] != 'T' {
+			return false
+		}
+	}
+	return true
 }
 
 // Continue ends that.
