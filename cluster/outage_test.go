@@ -148,6 +148,27 @@ func TestOutage(t *testing.T) {
 	eventually(t, "claims go on", func() bool { return claim(one, "claims/203.0.113.57", own) == nil })
 }
 
+// TestMinority: an etcd that has lost the others knows nothing for certain, and
+// what is only looked at isn't confirmed by it.
+func TestMinority(t *testing.T) {
+	nodes := etcdtest.Start(t, etcdtest.Local(3)...)
+	one, _ := join(t, config(t, nodes[:1], "docker1"))
+	if err := claim(one, key, own); err != nil {
+		t.Fatal(err)
+	}
+	_, version := one.Get(key)
+	nodes[1].Stop()
+	nodes[2].Stop()
+	for _, read := range []map[string]int64{{key: version}, nil} {
+		if err := one.Commit(read, nil); !errors.Is(err, store.ErrApart) {
+			t.Errorf("%v is confirmed: %v", read, err)
+		}
+	}
+	nodes[1].Continue()
+	nodes[2].Continue()
+	eventually(t, "it is confirmed", func() bool { return one.Commit(map[string]int64{key: version}, nil) == nil })
+}
+
 // TestStartApart: a host starts without etcd, and joins when that is there.
 func TestStartApart(t *testing.T) {
 	nodes := etcdtest.Start(t, etcdtest.Local(1)...)
