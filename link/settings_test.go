@@ -99,7 +99,7 @@ func advertise(router *nettest.Node, lifetime uint16) error {
 // route of that protocol.
 func awaitRoute(t *testing.T, router, host *nettest.Node, lifetime uint16) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if err := advertise(router, lifetime); err != nil {
 			t.Logf("advertise: %v", err) // its link-local address may not be there yet
 		}
