@@ -504,8 +504,10 @@ func (s *soak) ping() {
 		}
 		host, _ := link.VethNames(s.containers[name].endpoint)
 		s.host.AwaitPort(host)
+		s.host.AwaitUp("eth0") // which may have been down
+		s.host.AwaitAsked("eth0", netip.PrefixFrom(netip.MustParseAddr(a), netip.MustParseAddr(a).BitLen()).String())
 		// 64 less the router in between: the host itself would show 64.
-		if ttl := s.peer.Ping(a); ttl != 63 {
+		if ttl := s.peer.Patient().Ping(a); ttl != 63 {
 			s.t.Errorf("%s on %s: ttl %d\n%s", name, a, ttl, s.host.Dump())
 		}
 	}
