@@ -119,6 +119,7 @@ func TestAliasOnLo(t *testing.T) {
 	before := node.Dump()
 	for _, a := range []netip.Addr{external, external6} {
 		do(t, node, func() error { return h.EnsureAlias("lo", a) }, func() error { return h.EnsureAlias("lo", a) })
+		node.AwaitAsked("lo", netip.PrefixFrom(a, a.BitLen()).String())
 		if why, err := h.Unusable("eth0", a); why != "" || err != nil {
 			t.Errorf("%s %s, %v", a, why, err)
 		}

@@ -72,7 +72,7 @@ func (n *Node) AwaitUp(dev string) {
 // AwaitAsked returns when an interface answers questions about its IPv6 addresses,
 // and the kernel sends from them: it joins their solicited-node groups (RFC 4291
 // §2.7.1) and makes their routes some time after the interface is up, or they are
-// added. IPv4 ones are not waited for.
+// added. IPv4 ones are not waited for; lo belongs to no groups.
 func (n *Node) AwaitAsked(dev string, addrs ...string) {
 	n.t.Helper()
 	for _, text := range addrs {
@@ -80,7 +80,9 @@ func (n *Node) AwaitAsked(dev string, addrs ...string) {
 		if a.Is6() {
 			group := netip.MustParseAddr("ff02::1:ff00:0").As16()
 			copy(group[13:], a.AsSlice()[13:])
-			n.await(dev, netip.AddrFrom16(group).String(), "ip", "-6", "maddr", "show", "dev", dev)
+			if dev != "lo" {
+				n.await(dev, netip.AddrFrom16(group).String(), "ip", "-6", "maddr", "show", "dev", dev)
+			}
 			n.await(dev, "local "+a.String(), "ip", "-6", "route", "show", "table", "local", "dev", dev)
 		}
 	}
