@@ -507,7 +507,8 @@ func (s *soak) ping() {
 		// The parent may have been down, and its segment may not know yet.
 		for deadline := time.Now().Add(time.Minute); s.peer.Ping("203.0.113.10") == 0 && time.Now().Before(deadline); {
 		}
-		s.host.AwaitAsked("eth0", netip.PrefixFrom(netip.MustParseAddr(a), netip.MustParseAddr(a).BitLen()).String())
+		s.host.AwaitIPv6("eth0")
+		nettest.Adopt(s.t, name, "/run/netns/"+s.containers[name].netns).AwaitIPv6("eth0")
 		// 64 less the router in between: the host itself would show 64.
 		if ttl := s.peer.Patient().Ping(a); ttl != 63 {
 			s.t.Errorf("%s on %s: ttl %d\n%s", name, a, ttl, s.host.Dump())

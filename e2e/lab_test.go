@@ -329,6 +329,9 @@ func (l *lab) run(name string, args ...string) *nettest.Node {
 	l.docker(append(args, probeImage, "/probe", "serve", "80", "8080")...)
 	c := l.container(name)
 	eventually(l.t, name+" serves", func() bool { return c.Ask("tcp", "127.0.0.1:8080") != "" })
+	if c.Command("ip", "link", "show", "dev", "eth0").Run() == nil { // not of --network none
+		c.AwaitIPv6("eth0")
+	}
 	return c
 }
 

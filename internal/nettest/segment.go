@@ -88,6 +88,14 @@ func (n *Node) AwaitAsked(dev string, addrs ...string) {
 	}
 }
 
+// AwaitIPv6 is AwaitAsked for all that an interface has, but link-local ones.
+func (n *Node) AwaitIPv6(dev string) {
+	n.t.Helper()
+	for line := range strings.Lines(n.quiet("ip", "-6", "-o", "addr", "show", "dev", dev, "scope", "global")) {
+		n.AwaitAsked(dev, strings.Fields(line)[3]) // 2: eth0    inet6 2001:db8::1/64 scope …
+	}
+}
+
 func (n *Node) await(dev, state string, look ...string) {
 	n.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
@@ -129,5 +137,8 @@ func (n *Node) Container(name, bridge, addr, gateway string) *Node {
 	n.AwaitPort(port)
 	c.AwaitUp("eth0")
 	c.AwaitAsked("eth0", addr)
+	// Without a carrier the kernel is in no hurry with the bridge's addresses.
+	n.AwaitUp(bridge)
+	n.AwaitIPv6(bridge)
 	return c
 }
