@@ -16,7 +16,8 @@ if ((EUID == 0)); then
 		git=git make=make shellcheck=shellcheck
 	need_go
 fi
-go version
+again go version # may fetch the one that go.mod names
+again go mod download
 
 say "make check"
 make check
