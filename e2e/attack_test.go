@@ -190,13 +190,11 @@ func (s *attackScene) attacks() []attack {
 	}
 	// takes sends a frame, again and again, and tells whether somebody is
 	// taken in by it.
-	takes := func(frame []byte, in func() bool) func(time.Duration) bool {
-		return func(patience time.Duration) bool {
-			return within(patience, func() bool {
-				s.evil.Send("eth0", frame)
-				return in()
-			})
-		}
+	takes := func(patience time.Duration, frame []byte, in func() bool) bool {
+		return within(patience, func() bool {
+			s.evil.Send("eth0", frame)
+			return in()
+		})
 	}
 	spoofed := func(from, to netip.Addr) func(time.Duration) bool {
 		return func(patience time.Duration) bool {
@@ -233,22 +231,22 @@ func (s *attackScene) attacks() []attack {
 		{"a sibling says by ARP that it is the gateway", func(patience time.Duration) bool {
 			s.victim.Ask("udp", gateway.String()+":22")
 			frame := nettest.Ethernet(s.victimMAC, s.evilMAC, 0x806, nettest.ARP(1, s.evilMAC, gateway, noMAC, s.victimIP))
-			return takes(frame, func() bool { return s.knows(s.victim, "eth0", gateway, s.evilMAC) })(patience)
+			return takes(patience, frame, func() bool { return s.knows(s.victim, "eth0", gateway, s.evilMAC) })
 		}},
 		{"a sibling says by ARP to the host that it is the victim", func(patience time.Duration) bool {
 			lab.host.Ask("udp", s.victimIP.String()+":80")
 			frame := nettest.Ethernet(bridgeMAC, s.evilMAC, 0x806, nettest.ARP(1, s.evilMAC, s.victimIP, noMAC, gateway))
-			return takes(frame, func() bool { return s.knows(lab.host, s.bridge, s.victimIP, s.evilMAC) })(patience)
+			return takes(patience, frame, func() bool { return s.knows(lab.host, s.bridge, s.victimIP, s.evilMAC) })
 		}},
 		{"a sibling says by NDP that it is the gateway", func(patience time.Duration) bool {
 			s.victim.Ask("udp", "["+gateway6.String()+"]:22")
 			frame := nettest.Ethernet(s.victimMAC, s.evilMAC, 0x86dd, nettest.Advertisement(s.evilIP6, s.victimIP6, gateway6, s.evilMAC))
-			return takes(frame, func() bool { return s.knows(s.victim, "eth0", gateway6, s.evilMAC) })(patience)
+			return takes(patience, frame, func() bool { return s.knows(s.victim, "eth0", gateway6, s.evilMAC) })
 		}},
 		{"a sibling says by NDP to the host that it is the victim", func(patience time.Duration) bool {
 			lab.host.Ask("udp", "["+s.victimIP6.String()+"]:80")
 			frame := nettest.Ethernet(bridgeMAC, s.evilMAC, 0x86dd, nettest.Advertisement(s.evilIP6, gateway6, s.victimIP6, s.evilMAC))
-			return takes(frame, func() bool { return s.knows(lab.host, s.bridge, s.victimIP6, s.evilMAC) })(patience)
+			return takes(patience, frame, func() bool { return s.knows(lab.host, s.bridge, s.victimIP6, s.evilMAC) })
 		}},
 		{"a sibling draws the victim's frames by its MAC", func(patience time.Duration) bool {
 			s.victim.Ask("udp", gateway.String()+":22")
@@ -283,12 +281,12 @@ func (s *attackScene) attacks() []attack {
 		{"a sibling takes over the victim's address", func(patience time.Duration) bool {
 			s.evil.Run("ip", "addr", "add", s.victimIP.String()+"/16", "dev", "eth0")
 			frame := nettest.Ethernet(nettest.Broadcast, s.evilMAC, 0x806, nettest.ARP(1, s.evilMAC, s.victimIP, noMAC, s.victimIP))
-			return takes(frame, func() bool { return strings.HasPrefix(lab.host.Ask("tcp", s.victimIP.String()+":80"), "evil ") })(patience)
+			return takes(patience, frame, func() bool { return strings.HasPrefix(lab.host.Ask("tcp", s.victimIP.String()+":80"), "evil ") })
 		}},
 		{"a sibling takes over the victim's IPv6 address", func(patience time.Duration) bool {
 			s.evil.Run("ip", "addr", "add", s.victimIP6.String()+"/64", "dev", "eth0", "nodad")
 			frame := nettest.Ethernet(bridgeMAC, s.evilMAC, 0x86dd, nettest.Advertisement(s.evilIP6, gateway6, s.victimIP6, s.evilMAC))
-			return takes(frame, func() bool { return strings.HasPrefix(lab.host.Ask("tcp", "["+s.victimIP6.String()+"]:80"), "evil ") })(patience)
+			return takes(patience, frame, func() bool { return strings.HasPrefix(lab.host.Ask("tcp", "["+s.victimIP6.String()+"]:80"), "evil ") })
 		}},
 		// From a user of the host.
 		{"a user talks to the plugin", func(time.Duration) bool {
