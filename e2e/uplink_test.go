@@ -23,6 +23,7 @@ func twoUplinks(t *testing.T, o options) {
 	// Far away, as far as the host knows: only default routes lead there.
 	router.Run("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
 	router.Run("ip", "addr", "add", "2001:db8:200::1/128", "dev", "lo")
+	router.AwaitIPv6("lo")
 	router.Run("ip", "route", "add", "198.51.100.56", "dev", "eth0", "src", "192.0.2.1")
 	router.Run("ip", "route", "add", "2001:db8:100::56", "dev", "eth0", "src", "2001:db8:200::1")
 	router.Serve(80)
