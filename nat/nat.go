@@ -48,6 +48,9 @@ type Mapping struct {
 	// Filter keeps out what may not connect to External; nil if everything
 	// may. It is not changed after it was handed over.
 	Filter *Filter
+	// Limit bounds the connections to External, and those that the container
+	// opens.
+	Limit Limit
 }
 
 // State is everything a backend should hold: no more and no less.

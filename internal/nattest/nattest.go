@@ -42,6 +42,7 @@ func Run(t *testing.T, open func(*testing.T) Subject) {
 		{"Mark", testMark},
 		{"Filter", testFilter},
 		{"RandomFilters", testRandomFilters},
+		{"Limit", testLimit},
 		{"Refuse", testRefuse},
 		{"SyncFromNothing", testSyncFromNothing},
 		{"SyncRepairs", testSyncRepairs},

@@ -70,7 +70,8 @@ type table struct {
 }
 
 // A set is a set or a map. Keys and values are as in the kernel, but for
-// verdicts: those are as nft spells them. The value of a set is "".
+// verdicts: those are as nft spells them. The value of a set is "", or what a
+// statement of its elements says in decimal.
 type set struct {
 	kind     setKind
 	elements map[string]string
@@ -80,12 +81,26 @@ type set struct {
 type setKind struct {
 	key, value string // nft's names of types; a key may have several, joined
 	ranges     bool   // keys are a first and a last key
-	counted    bool   // each element counts the packets that it is found for
-	special    bool   // has a property that ours never have
+	// does is what each element does for a packet that it is found for.
+	does statement
+	// passing says that packets put elements in, which stay for a time; they
+	// are nothing that is wanted.
+	passing bool
+	special bool // has a property that ours never have
 }
 
 // joined is between the names of the types of a key.
 const joined = " . "
+
+// A statement is what an element of a set does, by the kernel's name of it.
+type statement string
+
+const (
+	counts statement = "counter"
+	// These let only packets through that go beyond a limit.
+	overRate  statement = "limit"     // connections a second
+	overCount statement = "connlimit" // connections that are open
+)
 
 // A chain without a hook is reached by jumps only.
 type chain struct {

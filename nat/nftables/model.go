@@ -16,8 +16,8 @@ type model struct {
 	inside map[netip.Addr][]netip.Addr // internal → external addresses, sorted
 	class  map[netip.Addr]string       // external address → name of its filter
 	// What each family has.
-	subnets, mapped [2]int
-	classes         [2]map[string]*class // filters by name
+	subnets, mapped, limited [2]int
+	classes                  [2]map[string]*class // filters by name
 }
 
 func newModel() *model {
@@ -70,6 +70,7 @@ func (m *model) apply(e nat.Change) {
 	for _, mp := range e.Drop.Mappings {
 		m.mapped[familyOf(mp.External).index()]--
 		m.dropFilter(mp)
+		m.countLimit(mp, -1)
 		m.inside[mp.Internal] = slices.DeleteFunc(m.inside[mp.Internal], func(a netip.Addr) bool { return a == mp.External })
 		if len(m.inside[mp.Internal]) == 0 {
 			delete(m.inside, mp.Internal)
@@ -81,6 +82,7 @@ func (m *model) apply(e nat.Change) {
 	for _, mp := range e.Put.Mappings {
 		m.mapped[familyOf(mp.External).index()]++
 		m.putFilter(mp)
+		m.countLimit(mp, 1)
 		at, _ := slices.BinarySearchFunc(m.inside[mp.Internal], mp.External, netip.Addr.Compare)
 		m.inside[mp.Internal] = slices.Insert(m.inside[mp.Internal], at, mp.External)
 	}
@@ -108,6 +110,12 @@ func (m *model) dropFilter(mp nat.Mapping) {
 	classes := m.classes[familyOf(mp.External).index()]
 	if classes[name].users--; classes[name].users == 0 {
 		delete(classes, name)
+	}
+}
+
+func (m *model) countLimit(mp nat.Mapping, by int) {
+	if mp.Limit != (nat.Limit{}) {
+		m.limited[familyOf(mp.External).index()] += by
 	}
 }
 
@@ -158,6 +166,9 @@ func (m *model) view(f family, framed bool, addrs iter.Seq[netip.Addr], filters 
 	if len(classes) > 0 {
 		f.frameFilter(t)
 	}
+	if m.limited[f.index()] > 0 {
+		f.frameLimit(t)
+	}
 	for name := range filters {
 		if c := classes[name]; c != nil {
 			f.frameClass(t, name, c.filter)
@@ -186,9 +197,12 @@ func (m *model) fill(t *table, a netip.Addr) {
 		if name := m.class[a]; name != "" {
 			fillFilter(t, key, name)
 		}
+		fillLimit(t, key, mp.Limit, setRateIn, setCountIn)
 	}
+	var opens nat.Limit
 	for _, external := range m.inside[a] {
 		mp := m.Mappings[external]
+		opens = cmp.Or(opens, mp.Limit)
 		if _, taken := t.sets[setOutside].elements[key]; mp.Egress && !taken {
 			t.sets[setOutside].elements[key] = raw(external)
 		}
@@ -196,6 +210,7 @@ func (m *model) fill(t *table, a netip.Addr) {
 			t.sets[setGateway].elements[key] = ""
 		}
 	}
+	fillLimit(t, key, opens, setRateOut, setCountOut)
 }
 
 // raw is an address as the kernel holds it.

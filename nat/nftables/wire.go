@@ -107,8 +107,13 @@ func (b *batch) set(f family, name string, k setKind) {
 		flags |= unix.NFT_SET_INTERVAL | nftables.NFT_SET_CONCAT
 		a = a.nest(unix.NFTA_SET_DESC, attrs{}.nest(nftaSetDescConcat, fields))
 	}
-	if k.counted {
-		a = a.nest(nftaSetExpr, attrs{}.text(unix.NFTA_EXPR_NAME, "counter"))
+	if k.does != "" {
+		a = a.nest(nftaSetExpr, k.does.encode(leastLimit))
+	}
+	if k.passing {
+		flags |= unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
+		a = a.put(unix.NFTA_SET_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(passingTime.Milliseconds()))).
+			nest(unix.NFTA_SET_DESC, attrs{}.number(unix.NFTA_SET_DESC_SIZE, passingSize))
 	}
 	switch k.value {
 	case "":
@@ -136,6 +141,7 @@ const (
 	nftaSetFieldLen   = 1
 	nftaSetExpr       = 17
 	nftaSetElemKeyEnd = 10
+	nftaSetElemExprs  = 11 // NFTA_SET_ELEM_EXPRESSIONS
 )
 
 // Byte orders as nft numbers them (enum byteorder in its datatype.h).
@@ -209,7 +215,11 @@ func (b *batch) elements(f family, name string, k setKind, elements map[string]s
 			if last != "" {
 				e = e.nest(nftaSetElemKeyEnd, attrs{}.put(unix.NFTA_DATA_VALUE, []byte(last)))
 			}
-			if value := elements[key]; value != "" && !remove {
+			switch value := elements[key]; {
+			case value == "" || remove:
+			case k.value == "":
+				e = e.nest(unix.NFTA_SET_ELEM_EXPR, k.does.encode(value))
+			default:
 				e = e.nest(unix.NFTA_SET_ELEM_DATA, elementData(value))
 			}
 			list = list.nest(unix.NFTA_LIST_ELEM, e)
@@ -277,6 +287,14 @@ func (a attrs) each() iter.Seq2[uint16, attrs] {
 			a = a[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(a)):]
 		}
 	}
+}
+
+// all is the contents of the attributes, whatever their kinds.
+func (a attrs) all() (contents []attrs) {
+	for _, inner := range a.each() {
+		contents = append(contents, inner)
+	}
+	return contents
 }
 
 // find returns the content of the first attribute that the path of kinds
