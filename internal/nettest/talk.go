@@ -35,6 +35,9 @@ func (n *Node) Talk(network, addr string) *Talk {
 	return k
 }
 
+// Close ends the connection before the test does.
+func (k *Talk) Close() { _ = k.conn.Close() }
+
 // Say sends something and tells whether an answer comes. What is lost on a
 // TCP connection is sent again, and may be answered later.
 func (k *Talk) Say() bool {

@@ -118,9 +118,9 @@ func (s *side) write(changes []nat.Change) (undo []nat.Change, err error) {
 }
 
 // shape tells which of the permanent chains and jumps there are.
-func (s *side) shape() [5]bool {
+func (s *side) shape() [6]bool {
 	m := s.model
-	return [5]bool{m.active(), len(m.Networks) > 0, m.marks(), m.filters(), m.rejects()}
+	return [6]bool{m.active(), len(m.Networks) > 0, m.marks(), m.filters(), m.rejects(), m.limits()}
 }
 
 // rewrite writes those chains whose rules are no longer what they were before.

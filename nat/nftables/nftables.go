@@ -46,9 +46,10 @@ type Backend struct {
 	mu sync.Mutex
 	keeper
 	flags uint32 // of our tables
-	// unfiltered is why the kernel can't filter; nil if it can.
-	unfiltered error
-	model      *model
+	// unfiltered and unlimited are why the kernel can't filter, or limit; nil
+	// if it can.
+	unfiltered, unlimited error
+	model                 *model
 }
 
 var _ nat.Backend = (*Backend)(nil)
@@ -81,22 +82,30 @@ func New(c Config) (*Backend, error) {
 		Endpoint: "1", External: netip.MustParseAddr("192.0.2.1"), Internal: netip.MustParseAddr("192.0.2.2"),
 		Filter: &nat.Filter{Ports: []nat.Ports{{Proto: unix.IPPROTO_TCP, First: 1, Last: 2}}, Reject: true},
 	}}})
+	b.unlimited = k.probe(b.flags, nat.State{Mappings: []nat.Mapping{{
+		Endpoint: "1", External: netip.MustParseAddr("192.0.2.1"), Internal: netip.MustParseAddr("192.0.2.2"),
+		Limit: nat.Limit{Connections: 2, Rate: 2},
+	}}})
 	return b, nil
 }
 
 // usable is State.Usable for this kernel.
 func (b *Backend) usable(s nat.State) (good nat.State, err error) {
 	good, err = s.Usable()
-	if b.unfiltered == nil {
+	if b.unfiltered == nil && b.unlimited == nil {
 		return good, err
 	}
 	errs := []error{err}
 	good.Mappings = slices.DeleteFunc(good.Mappings, func(m nat.Mapping) bool {
-		filtered := m.Filter.Canonical() != nil
-		if filtered {
-			errs = append(errs, fmt.Errorf("nat: mapping %q: the kernel can't filter, which needs Linux 5.9: %w", m.External, b.unfiltered))
+		var err error
+		switch {
+		case b.unfiltered != nil && m.Filter.Canonical() != nil:
+			err = fmt.Errorf("nat: mapping %q: the kernel can't filter, which needs Linux 5.9: %w", m.External, b.unfiltered)
+		case b.unlimited != nil && m.Limit != (nat.Limit{}):
+			err = fmt.Errorf("nat: mapping %q: the kernel can't limit connections, which needs Linux 5.7 with NFT_LIMIT and NFT_CONNLIMIT: %w", m.External, b.unlimited)
 		}
-		return filtered
+		errs = append(errs, err)
+		return err != nil
 	})
 	return good, errors.Join(errs...)
 }

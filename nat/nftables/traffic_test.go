@@ -89,25 +89,45 @@ func TestFilters(t *testing.T) {
 			natlab.RunFilters(t, v, func(l *natlab.Lab) natlab.Subject {
 				return natlab.Subject{
 					Backend: openAdmitted(t, l, "nft", Config{}),
-					Refused: func(external string) int { return refused(t, l.Host, external) },
+					Refused: func(external string) int { return counted(t, l.Host, setRefused, external) },
 				}
 			})
 		})
 	}
 }
 
-// refused reads a counter as an administrator would.
-func refused(t *testing.T, host *nettest.Node, external string) int {
+func TestLimits(t *testing.T) {
+	nettest.RequireTool(t, "iptables-nft")
+	for _, v := range natlab.Variants("nft")[1:3] {
+		t.Run(v.String(), func(t *testing.T) {
+			natlab.RunLimits(t, v, func(l *natlab.Lab) natlab.Subject {
+				return natlab.Subject{
+					Backend: openAdmitted(t, l, "nft", Config{}),
+					Limited: func(m nat.Mapping, out bool) int {
+						addr := m.External
+						if out {
+							addr = m.Internal
+						}
+						return counted(t, l.Host, setLimited, addr.String())
+					},
+				}
+			})
+		})
+	}
+}
+
+// counted reads an address's counter as an administrator would.
+func counted(t *testing.T, host *nettest.Node, set, addr string) int {
 	t.Helper()
 	table := "ip"
-	if strings.Contains(external, ":") {
+	if strings.Contains(addr, ":") {
 		table = "ip6"
 	}
-	list := host.Run("nft", "list", "set", table, tableName, setRefused)
+	list := host.Run("nft", "list", "set", table, tableName, set)
 	var packets int
-	_, count, _ := strings.Cut(list, " "+external+" counter ")
+	_, count, _ := strings.Cut(list, " "+addr+" counter ")
 	if _, err := fmt.Sscanf(count, "packets %d", &packets); err != nil {
-		t.Fatalf("no counter of %s: %v", external, err)
+		t.Fatalf("no counter of %s: %v", addr, err)
 	}
 	return packets
 }
