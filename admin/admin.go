@@ -35,6 +35,7 @@ type Changer interface {
 	Detach(ctx context.Context, a netip.Addr, dryRun bool) (driver.Report, error)
 	Move(ctx context.Context, a netip.Addr, endpoint string, drain, dryRun bool) (driver.Report, error)
 	SetFilter(endpoint, ports, allow string, dryRun bool) (driver.Report, error)
+	SetLimit(endpoint, limit string, dryRun bool) (driver.Report, error)
 	Reserve(name string, addrs []netip.Addr, dryRun bool) (driver.Report, error)
 	Unreserve(name string, dryRun bool) (driver.Report, error)
 	// Reconcile lists what it repaired.
@@ -134,6 +135,14 @@ type FilterRequest struct {
 	Endpoint string `json:"endpoint"`
 	Ports    string `json:"ports,omitempty"`
 	Allow    string `json:"allow,omitempty"`
+	DryRun   bool   `json:"dry_run,omitempty"`
+}
+
+// LimitRequest asks that an endpoint have another limit, in the form of the
+// option extip.limit.
+type LimitRequest struct {
+	Endpoint string `json:"endpoint"`
+	Limit    string `json:"limit"`
 	DryRun   bool   `json:"dry_run,omitempty"`
 }
 

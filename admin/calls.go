@@ -96,6 +96,12 @@ func calls() []call {
 			}
 			return p.SetFilter(q.Endpoint, q.Ports, q.Allow, q.DryRun)
 		}),
+		change("limit", func(_ context.Context, p Plugin, q LimitRequest) (driver.Report, error) {
+			if q.Endpoint == "" || q.Limit == "" {
+				return driver.Report{}, failure(CodeBadRequest, "endpoint and limit: both are needed")
+			}
+			return p.SetLimit(q.Endpoint, q.Limit, q.DryRun)
+		}),
 		change("reserve", func(_ context.Context, p Plugin, q ReserveRequest) (driver.Report, error) {
 			if q.Name == "" || len(q.Addresses) == 0 {
 				return driver.Report{}, failure(CodeBadRequest, "name and addresses: both are needed")

@@ -97,8 +97,8 @@ func (c *Client) Export(ctx context.Context, format string) (string, error) {
 	return e.Text, err
 }
 
-// Attach, Detach, Move, Filter, Reserve, Unreserve and Reconcile ask for changes. The
-// report is also set where only a part of one could be done.
+// Attach, Detach, Move, Filter, Limit, Reserve, Unreserve and Reconcile ask for
+// changes. The report is also set where only a part of one could be done.
 func (c *Client) Attach(ctx context.Context, q AttachRequest) (driver.Report, error) {
 	return c.change(ctx, "attach", q)
 }
@@ -116,6 +116,11 @@ func (c *Client) Move(ctx context.Context, q MoveRequest) (driver.Report, error)
 // Filter is described with Attach.
 func (c *Client) Filter(ctx context.Context, q FilterRequest) (driver.Report, error) {
 	return c.change(ctx, "filter", q)
+}
+
+// Limit is described with Attach.
+func (c *Client) Limit(ctx context.Context, q LimitRequest) (driver.Report, error) {
+	return c.change(ctx, "limit", q)
 }
 
 // Adopt is described with Attach.

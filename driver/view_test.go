@@ -67,7 +67,7 @@ func TestView(t *testing.T) {
 	}
 	want = `[{"id": "` + netID + `", "bridge": "xip-02b1c3d4e5f", "parent": "br-ex", "on": "br-ex", "gateways": ["172.31.0.1/16"], "subnets": ["172.31.0.0/16"],
   "pool": "203.0.113.56-203.0.113.58", "size": 3, "free": 2, "mtu": 1450, "auto": true, "source": "client", "egress": "external", "dad": "fast",
-  "alias": "parent", "conflict": "keep", "icc": true, "endpoints": 3, "external": 4}]`
+  "alias": "parent", "conflict": "keep", "limit": "none", "icc": true, "endpoints": 3, "external": 4}]`
 	if diff := cmp.Diff(text(json.RawMessage(want)), text(l.NetworkInfos())); diff != "" {
 		t.Errorf("networks (-want +got):\n%s", diff)
 	}

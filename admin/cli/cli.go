@@ -100,6 +100,7 @@ func (a *app) verbs() []*cobra.Command {
 		a.move(),
 		a.ports(),
 		a.allow(),
+		a.limit(),
 		a.reserve(),
 		a.unreserve(),
 		a.adopt(),

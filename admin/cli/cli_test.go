@@ -212,6 +212,7 @@ func TestChanges(t *testing.T) {
 		"attach stopped", "attach plain", "attach nobody",
 		"detach 203.0.113.60", "detach ::ffff:203.0.113.60 --dry-run --json", "move 203.0.113.56 web", "move 203.0.113.56 both --network web-network --drain",
 		"adopt --dry-run", "ports web tcp/80,icmp", "allow web 192.0.2.0/24 --dry-run", "allow web",
+		"limit web rate=50/s --dry-run", "limit 203.0.113.56 connections=20000,rate=500/s", "limit 203.0.113.99 none", "limit web",
 		"reserve mail 203.0.113.60 203.0.113.61", "unreserve mail --quiet", "unreserve mail --json", "reconcile", "reconcile --dry-run"))
 	plugin.Left = []string{"172.31.0.2 keeps its reservation"}
 	plugin.Differs = []string{"alias 203.0.113.56 is missing on br-ex"}

@@ -82,6 +82,7 @@ func (a *app) describe(out io.Writer, d address) {
 	if d.Refuse != "" {
 		line("the rest", "%s", d.Refuse)
 	}
+	line("limit", "%s", cmp.Or(d.Limit, "none"))
 	if c := d.Conflicts; c != nil {
 		line("conflicts", "%d, the last one with %s, %s ago", c.Count, c.MAC, a.age(c.Last))
 	}

@@ -146,6 +146,11 @@ func (p *Plugin) SetFilter(endpoint, ports, allow string, dryRun bool) (driver.R
 	return p.change(context.Background(), "filter of %s: ports %q, allow %q%s", endpoint, ports, allow, dry(dryRun))
 }
 
+// SetLimit implements admin.Changer.
+func (p *Plugin) SetLimit(endpoint, limit string, dryRun bool) (driver.Report, error) {
+	return p.change(context.Background(), "limit of %s: %s%s", endpoint, limit, dry(dryRun))
+}
+
 // Reserve implements admin.Changer.
 func (p *Plugin) Reserve(name string, addrs []netip.Addr, dryRun bool) (driver.Report, error) {
 	return p.change(context.Background(), "reserve %v as %s%s", addrs, name, dry(dryRun))

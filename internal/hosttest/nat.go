@@ -156,7 +156,8 @@ func (r rules) lines() []string {
 	}
 	for _, m := range r.mappings {
 		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress"))+
-			flag(m.Filter != nil, fmt.Sprintf(" filter %v", m.Filter.Canonical())))
+			flag(m.Filter != nil, fmt.Sprintf(" filter %v", m.Filter.Canonical()))+
+			flag(m.Limit != (nat.Limit{}), fmt.Sprintf(" limit %v", m.Limit)))
 	}
 	slices.Sort(lines)
 	return lines
