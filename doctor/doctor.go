@@ -116,6 +116,7 @@ func checks() []check {
 		{"owner", "nobody else translates them", (*exam).owners},
 		{"filter", "no firewall drops what must pass", (*exam).filters},
 		{"conntrack", "there is room for connections", (*exam).conntrack},
+		{"limit", "no address is at its limit", (*exam).limits},
 		{"engine", "the engine answers", (*exam).engine},
 		{"plugin", "the engine can reach the plugin", (*exam).plugin},
 	}

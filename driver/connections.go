@@ -40,19 +40,7 @@ func parseLimit(v string) (l store.Limit, err error) {
 }
 
 // limitText is what parseLimit reads back.
-func limitText(l store.Limit) string {
-	var parts []string
-	if l.Connections > 0 {
-		parts = append(parts, fmt.Sprintf("connections=%d", l.Connections))
-	}
-	if l.Rate > 0 {
-		parts = append(parts, fmt.Sprintf("rate=%d/s", l.Rate))
-	}
-	if len(parts) == 0 {
-		return "none"
-	}
-	return strings.Join(parts, ",")
-}
+func limitText(l store.Limit) string { return nat.Limit(l).String() }
 
 // SetLimit changes how many connections a running endpoint may have, and how
 // fast they may come: in the form of the option extip.limit. Connections that

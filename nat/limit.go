@@ -1,6 +1,9 @@
 package nat
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // A Limit says how much connection tracking may have to do for an external
 // address. What goes beyond is dropped before it is an entry of its table, and
@@ -28,6 +31,21 @@ const (
 	MaxConnections = 10_000_000
 	MaxRate        = 1_000_000
 )
+
+// String is a limit in the form of the option extip.limit.
+func (l Limit) String() string {
+	var parts []string
+	if l.Connections > 0 {
+		parts = append(parts, fmt.Sprintf("connections=%d", l.Connections))
+	}
+	if l.Rate > 0 {
+		parts = append(parts, fmt.Sprintf("rate=%d/s", l.Rate))
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, ",")
+}
 
 func (l Limit) check() error {
 	if l.Connections > MaxConnections {
