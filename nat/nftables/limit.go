@@ -21,7 +21,7 @@ import (
 // Linux 5.7.
 //
 // To count what is open, the kernel goes through all connections of the
-// address, at most once per tick of its clock: 2.4 ms for 20,000. So an address
+// address, at most once per tick of its clock: 3.5 ms for 20,000. So an address
 // that was found full is left alone for half a second, without a look: what
 // floods it must not have that done for every tick.
 const (
