@@ -43,6 +43,12 @@ func TestPaths(t *testing.T) {
 	})
 }
 
+func TestCounters(t *testing.T) {
+	eachFlavour(t, func(t *testing.T, flavour string) {
+		natlab.RunCounters(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) }, func(host *nettest.Node) { wipe(host, flavour) })
+	})
+}
+
 func TestUplinks(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {
 		natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) })

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -30,6 +31,8 @@ const (
 	setInto     = "fwd_by_oif"  // bridge → chain
 	setFrom     = "fwd_by_iif"  // bridge → chain
 	setMark     = "mark_by_iif" // bridge → mark, networks that have one
+	setIncoming = "incoming"    // external addresses: counts connections begun to them
+	setOutgoing = "outgoing"    // internal addresses, mappings with Egress: counts those begun from them
 )
 
 // The chains; each network adds up to three, named by its id.
@@ -155,14 +158,18 @@ func (f family) subnet(n nat.Network) netip.Prefix {
 }
 
 // mappingSets are the sets whose elements come from mappings, empty.
-func mappingSets(f family) map[string]*set {
+func mappingSets(f family, counts bool) map[string]*set {
 	addr := f.addrType().Name
-	return map[string]*set{
+	sets := map[string]*set{
 		setInside:   newSet(addr, addr),
 		setOutside:  newSet(addr, addr),
 		setExternal: newSet(addr, ""),
 		setGateway:  newSet(addr, ""),
 	}
+	if counts {
+		sets[setIncoming], sets[setOutgoing] = f.countedSet(), f.countedSet()
+	}
+	return sets
 }
 
 func newSet(key, value string) *set {
@@ -171,14 +178,21 @@ func newSet(key, value string) *set {
 
 // frame adds to a table all that does not come from mappings: it is made of
 // networks, in the order of their ids.
-func frame(t *table, f family, networks []nat.Network) {
+func frame(t *table, f family, networks []nat.Network, counts bool) {
 	for _, name := range []string{setPost, setInto, setFrom} {
 		t.sets[name] = newSet(nftables.TypeIFName.Name, nftables.TypeVerdict.Name)
 	}
 	in := []rule{f.rule(f.load(f.target()), lookup(setInside), f.nat(expr.NATTypeDestNAT))}
 	out := f.rule(f.load(f.source()), lookup(setOutside), f.nat(expr.NATTypeSourceNAT))
 	masquerade := &expr.Masq{}
-	post := []rule{f.rule(meta(expr.MetaKeyOIFNAME), verdictOf(setPost)), out}
+	post, hairpin := []rule{f.rule(meta(expr.MetaKeyOIFNAME), verdictOf(setPost))}, []rule{out, f.rule(masquerade)}
+	if counts {
+		// Only a connection's first packet comes here.
+		begun := f.rule(f.load(f.source()), contains(setOutgoing))
+		in = slices.Insert(in, 0, f.rule(f.load(f.target()), contains(setIncoming)))
+		post, hairpin = append(post, begun), slices.Insert(hairpin, 0, begun)
+	}
+	post = append(post, out)
 	for _, n := range networks {
 		if !n.Internal {
 			// Containers without an external address.
@@ -193,7 +207,7 @@ func frame(t *table, f family, networks []nat.Network) {
 		// What a container sends to its own bridge by way of an external
 		// address gets the identity it has outside; the answer would
 		// otherwise bypass the translation.
-		chainHairpin: {rules: []rule{out, f.rule(masquerade)}},
+		chainHairpin: {rules: hairpin},
 		chainForward: {hook{nftables.ChainTypeFilter, unix.NF_INET_FORWARD, beforeFilter, nftables.ChainPolicyAccept}, []rule{
 			f.rule(meta(expr.MetaKeyIIFNAME), verdictOf(setFrom)),
 			f.rule(meta(expr.MetaKeyOIFNAME), verdictOf(setInto)),

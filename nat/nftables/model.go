@@ -13,6 +13,7 @@ import (
 // A model is what the tables are made from.
 type model struct {
 	nat.Desired
+	counts bool                        // connections
 	inside map[netip.Addr][]netip.Addr // internal → external addresses, sorted
 	class  map[netip.Addr]string       // external address → name of its filter
 	// What each family has.
@@ -29,8 +30,9 @@ func newModel() *model {
 	}
 }
 
-func modelOf(s nat.State) *model {
+func modelOf(s nat.State, counts bool) *model {
 	m := newModel()
+	m.counts = counts
 	m.apply(m.Effective(nat.Change{Put: s}))
 	return m
 }
@@ -150,9 +152,9 @@ func (m *model) view(f family, framed bool, addrs iter.Seq[netip.Addr], filters 
 	if !m.active(f) {
 		return nil
 	}
-	t := &table{sets: mappingSets(f), chains: map[string]chain{}}
+	t := &table{sets: mappingSets(f, m.counts), chains: map[string]chain{}}
 	if framed {
-		frame(t, f, m.sorted(f))
+		frame(t, f, m.sorted(f), m.counts)
 	}
 	classes := m.classes[f.index()]
 	if len(classes) > 0 {
@@ -183,19 +185,31 @@ func (m *model) fill(t *table, a netip.Addr) {
 	if mp, ok := m.Mappings[a]; ok {
 		t.sets[setInside].elements[key] = raw(mp.Internal)
 		t.sets[setExternal].elements[key] = ""
+		t.count(setIncoming, key)
 		if name := m.class[a]; name != "" {
 			fillFilter(t, key, name)
 		}
 	}
+	if external := m.egress(a); external.IsValid() {
+		t.sets[setOutside].elements[key] = raw(external)
+		t.count(setOutgoing, key)
+	}
 	for _, external := range m.inside[a] {
-		mp := m.Mappings[external]
-		if _, taken := t.sets[setOutside].elements[key]; mp.Egress && !taken {
-			t.sets[setOutside].elements[key] = raw(external)
-		}
-		if mp.Gateway {
+		if m.Mappings[external].Gateway {
 			t.sets[setGateway].elements[key] = ""
 		}
 	}
+}
+
+// egress is the external address that an internal one goes out from; not valid
+// if there is none.
+func (m *model) egress(internal netip.Addr) netip.Addr {
+	for _, external := range m.inside[internal] {
+		if m.Mappings[external].Egress {
+			return external
+		}
+	}
+	return netip.Addr{}
 }
 
 // raw is an address as the kernel holds it.

@@ -49,6 +49,10 @@ type Backend struct {
 	// unfiltered is why the kernel can't filter; nil if it can.
 	unfiltered error
 	model      *model
+
+	reading sync.Mutex // guards reader, and is taken before mu
+	reader  *kernel
+	tally   nat.Tally[counter]
 }
 
 var _ nat.Backend = (*Backend)(nil)
@@ -62,7 +66,7 @@ func New(c Config) (*Backend, error) {
 		return nil, fmt.Errorf("nat: use nftables: %w", err)
 	}
 	b := &Backend{model: newModel()}
-	b.keeper = keeper{kernel: k, commit: k.commit, families: families(), want: func(f family) *table { return b.flag(b.model.whole(f)) }}
+	b.keeper = keeper{kernel: k, commit: b.commitCounted, families: families(), want: func(f family) *table { return b.flag(b.model.whole(f)) }}
 	if c.Owner {
 		b.flags = flagOwner | flagPersist
 	}
@@ -81,6 +85,10 @@ func New(c Config) (*Backend, error) {
 		Endpoint: "1", External: netip.MustParseAddr("192.0.2.1"), Internal: netip.MustParseAddr("192.0.2.2"),
 		Filter: &nat.Filter{Ports: []nat.Ports{{Proto: unix.IPPROTO_TCP, First: 1, Last: 2}}, Reject: true},
 	}}})
+	b.model.counts = b.unfiltered == nil
+	if b.reader, err = dial(); err != nil {
+		return nil, errors.Join(fmt.Errorf("nat: use nftables: %w", err), k.close())
+	}
 	return b, nil
 }
 
@@ -105,7 +113,7 @@ func (b *Backend) usable(s nat.State) (good nat.State, err error) {
 func (b *Backend) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.kernel.close()
+	return errors.Join(b.kernel.close(), b.reader.close())
 }
 
 // AddNetwork implements nat.Backend. Its cost grows with the number of networks.
@@ -152,7 +160,7 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 	want, uerr := b.usable(s)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if m := modelOf(want); !m.Equal(b.model.Desired) {
+	if m := modelOf(want, b.model.counts); !m.Equal(b.model.Desired) {
 		b.model, b.agreed = m, false
 	}
 	repaired, err = b.converge(true)

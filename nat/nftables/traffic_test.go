@@ -77,6 +77,12 @@ func TestPaths(t *testing.T) {
 	natlab.RunPaths(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
 }
 
+func TestCounters(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	natlab.RunCounters(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) },
+		func(host *nettest.Node) { host.Run("nft", "flush ruleset") })
+}
+
 func TestUplinks(t *testing.T) {
 	nettest.RequireTool(t, "nft")
 	natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })

@@ -36,6 +36,8 @@ type batch struct {
 	setIDs   uint32
 	// doubtful says that the batch adds elements to a set that is there.
 	doubtful bool
+	// begun is what begins to count with the batch.
+	begun []counter
 }
 
 func newBatch() *batch { return &batch{name: tableName} }
@@ -200,6 +202,9 @@ func (b *batch) deleteSet(f family, name string) {
 func (b *batch) elements(f family, name string, k setKind, elements map[string]string, remove bool) {
 	for keys := range slices.Chunk(slices.Sorted(maps.Keys(elements)), elementsPerMessage) {
 		var list attrs
+		if k.counted && !remove {
+			b.begun = append(b.begun, counters(name, keys)...)
+		}
 		for _, key := range keys {
 			first, last := key, ""
 			if k.ranges {
