@@ -1,7 +1,11 @@
 package natlab
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,6 +25,100 @@ func RunCounters(t *testing.T, open func(*nettest.Node) nat.Backend, wipe func(*
 		{b: b, l: l, c1: "2001:db8::51", c2: "2001:db8::52", c4: "2001:db8::54", cli: "2001:db8::9", refusedBytes: 40 + 8 + 10},
 	} {
 		t.Run(family.c1, func(t *testing.T) { family.run(t, wipe) })
+	}
+}
+
+// RunAccounts compares what is counted of packets with what was sent, with a
+// backend that accounts for them: what came for an address and what left with
+// it, whoever began, but not what a filter refused.
+func RunAccounts(t *testing.T, open func(*nettest.Node) nat.Backend) {
+	l := New(t, Bare())
+	b := open(l.Host)
+	st := State()
+	st.Mappings = append(st.Mappings[2:], filtered()[:2]...) // of c1
+	if _, err := b.Sync(st); err != nil {
+		t.Fatal(err)
+	}
+	cli := l.nodes["cli"]
+	cli.MustDo(func() error {
+		mute, err := net.ListenPacket("udp", ":7")
+		if err == nil {
+			t.Cleanup(func() { _ = mute.Close() })
+		}
+		return err
+	})
+	// The search for neighbours is done with the external addresses, too.
+	mac := func(n *nettest.Node) string {
+		return strings.Fields(n.Run("ip", "-br", "link", "show", "dev", "eth0"))[2]
+	}
+	for _, m := range st.Mappings {
+		cli.Run("ip", "neigh", "replace", m.External.String(), "lladdr", mac(l.Host), "dev", "eth0", "nud", "permanent")
+	}
+	for _, a := range []string{"192.0.2.9", "2001:db8::9"} {
+		l.Host.Run("ip", "neigh", "replace", a, "lladdr", mac(cli), "dev", "eth0", "nud", "permanent")
+	}
+	for _, x := range []struct {
+		filtered, open, sibling, cli string // c1, c2 and c4
+		head                         uint64 // bytes before what ICMP or UDP carries
+	}{
+		{"192.0.2.51", "192.0.2.52", "192.0.2.54", "192.0.2.9", 20 + 8},
+		{"2001:db8::51", "2001:db8::52", "2001:db8::54", "2001:db8::9", 40 + 8},
+	} {
+		for _, step := range []struct {
+			what, from, to string
+			throw          int               // datagrams, of 10 bytes; 0: a ping
+			moved          map[string][2]int // packets received and sent
+		}{
+			{"a ping from outside", "cli", x.open, 0, map[string][2]int{x.open: {1, 1}}},
+			{"a ping from a container", "c2", x.cli, 0, map[string][2]int{x.open: {1, 1}}},
+			{"a ping between containers", "c4", x.open, 0, map[string][2]int{x.open: {1, 1}, x.sibling: {1, 1}}},
+			{"a ping to itself", "c4", x.sibling, 0, map[string][2]int{x.sibling: {2, 2}}},
+			{"a ping from the host", "host", x.filtered, 0, nil},
+			{"datagrams that are refused", "cli", x.filtered, 5, nil},
+			{"datagrams to outside", "c2", x.cli, 7, map[string][2]int{x.open: {0, 7}}},
+		} {
+			before := l.settle(t, b)
+			if step.throw == 0 && l.nodes[step.from].Ping(step.to) == 0 {
+				t.Errorf("%s: no answer", step.what)
+			}
+			for range step.throw {
+				l.nodes[step.from].Throw(join(step.to, 7), 10)
+			}
+			after := l.settle(t, b)
+			for _, external := range []string{x.filtered, x.open, x.sibling} {
+				a := netip.MustParseAddr(external)
+				got := [2]int{int(after[a].Received.Packets - before[a].Received.Packets), int(after[a].Sent.Packets - before[a].Sent.Packets)}
+				if got != step.moved[external] {
+					t.Errorf("%s: %s received and sent %d, want %d", step.what, external, got, step.moved[external])
+				}
+				bytes := after[a].Sent.Bytes - before[a].Sent.Bytes
+				if n := uint64(step.throw) * (x.head + 10); step.throw > 0 && got[1] > 0 && bytes != n {
+					t.Errorf("%s: %s sent %d bytes, want %d", step.what, external, bytes, n)
+				}
+			}
+		}
+	}
+}
+
+// settle reads counters until they stand still.
+func (l *Lab) settle(t *testing.T, b nat.Backend) (now map[netip.Addr]nat.Counters) {
+	t.Helper()
+	const still = 100 * time.Millisecond
+	for before := ""; ; time.Sleep(still) {
+		var err error
+		if now, err = b.Counters(); err != nil {
+			t.Fatal(err)
+		}
+		var lines []string
+		for a, c := range now {
+			lines = append(lines, fmt.Sprint(a, c.Refused, *c.Received, *c.Sent))
+		}
+		slices.Sort(lines)
+		text := strings.Join(lines, " ")
+		if text == before {
+			return now
+		}
+		before = text
 	}
 }
 

@@ -203,7 +203,7 @@ func (b *keeper) committed(after uint32) {
 // nothing.
 func (k *kernel) probe(flags uint32, sample nat.State) error {
 	f := family{}
-	want := modelOf(sample, false).whole(f)
+	want := modelOf(sample, counting{}).whole(f)
 	want.flags = flags
 	return k.try(f, want)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/extip/extip/nat"
@@ -27,7 +28,33 @@ func (f family) countedSet() *set {
 
 // countedSets are the sets that count, by name.
 func countedSets() map[string]nat.Count {
-	return map[string]nat.Count{setRefused: nat.Refused, setIncoming: nat.Incoming, setOutgoing: nat.Outgoing}
+	return map[string]nat.Count{
+		setRefused: nat.Refused, setIncoming: nat.Incoming, setOutgoing: nat.Outgoing, setReceived: nat.Received, setSent: nat.Sent,
+	}
+}
+
+// counting is what is counted besides refusals.
+type counting struct{ connections, packets bool }
+
+// does tells whether there is a set for a Count whether or not anything is
+// filtered.
+func (c counting) does(what nat.Count) bool {
+	switch what {
+	case nat.Incoming, nat.Outgoing:
+		return c.connections
+	case nat.Received, nat.Sent:
+		return c.packets
+	}
+	return false
+}
+
+// frameAccounts adds what looks at every packet that comes or leaves.
+func (f family) frameAccounts(t *table) {
+	put := func(name string, number uint32, priority int32, at uint32, set string) {
+		t.chains[name] = chain{hook{nftables.ChainTypeFilter, number, priority, nftables.ChainPolicyAccept}, []rule{f.rule(f.load(at), contains(set))}}
+	}
+	put(chainArriving, unix.NF_INET_PRE_ROUTING, afterRefusal, f.target(), setReceived)
+	put(chainLeaving, unix.NF_INET_POST_ROUTING, afterSNAT, f.source(), setSent)
 }
 
 // counters are those of a set's elements.

@@ -33,6 +33,8 @@ const (
 	setMark     = "mark_by_iif" // bridge → mark, networks that have one
 	setIncoming = "incoming"    // external addresses: counts connections begun to them
 	setOutgoing = "outgoing"    // internal addresses, mappings with Egress: counts those begun from them
+	setReceived = "received"    // external addresses: counts packets to them, if asked for
+	setSent     = "sent"        // external addresses: counts packets from them, if asked for
 )
 
 // The chains; each network adds up to three, named by its id.
@@ -43,7 +45,9 @@ const (
 	chainForward     = "forward"
 	chainInput       = "input"
 	chainHairpin     = "hairpin"
-	chainMarks       = "marks" // while a network has one
+	chainMarks       = "marks"    // while a network has one
+	chainArriving    = "arriving" // if packets are accounted for, and so is the next
+	chainLeaving     = "leaving"
 	prefixPost       = "post-"
 	prefixInto       = "into-"
 	prefixFrom       = "from-"
@@ -59,6 +63,10 @@ const (
 	// Others mark at -150: their connections' marks, put back onto packets,
 	// would replace ours.
 	afterMangle = -149
+	// Packets are accounted for where they show the external address, those
+	// that come in without what a filter refused.
+	afterRefusal = beforeDNAT - 5
+	afterSNAT    = 150
 )
 
 // A table is what one family's table holds, or a part of that.
@@ -158,7 +166,7 @@ func (f family) subnet(n nat.Network) netip.Prefix {
 }
 
 // mappingSets are the sets whose elements come from mappings, empty.
-func mappingSets(f family, counts bool) map[string]*set {
+func mappingSets(f family, c counting) map[string]*set {
 	addr := f.addrType().Name
 	sets := map[string]*set{
 		setInside:   newSet(addr, addr),
@@ -166,8 +174,10 @@ func mappingSets(f family, counts bool) map[string]*set {
 		setExternal: newSet(addr, ""),
 		setGateway:  newSet(addr, ""),
 	}
-	if counts {
-		sets[setIncoming], sets[setOutgoing] = f.countedSet(), f.countedSet()
+	for name, what := range countedSets() {
+		if c.does(what) {
+			sets[name] = f.countedSet()
+		}
 	}
 	return sets
 }
@@ -178,7 +188,7 @@ func newSet(key, value string) *set {
 
 // frame adds to a table all that does not come from mappings: it is made of
 // networks, in the order of their ids.
-func frame(t *table, f family, networks []nat.Network, counts bool) {
+func frame(t *table, f family, networks []nat.Network, c counting) {
 	for _, name := range []string{setPost, setInto, setFrom} {
 		t.sets[name] = newSet(nftables.TypeIFName.Name, nftables.TypeVerdict.Name)
 	}
@@ -186,7 +196,7 @@ func frame(t *table, f family, networks []nat.Network, counts bool) {
 	out := f.rule(f.load(f.source()), lookup(setOutside), f.nat(expr.NATTypeSourceNAT))
 	masquerade := &expr.Masq{}
 	post, hairpin := []rule{f.rule(meta(expr.MetaKeyOIFNAME), verdictOf(setPost))}, []rule{out, f.rule(masquerade)}
-	if counts {
+	if c.connections {
 		// Only a connection's first packet comes here.
 		begun := f.rule(f.load(f.source()), contains(setOutgoing))
 		in = slices.Insert(in, 0, f.rule(f.load(f.target()), contains(setIncoming)))
@@ -222,6 +232,9 @@ func frame(t *table, f family, networks []nat.Network, counts bool) {
 		f.frameNetwork(t, n)
 	}
 	f.frameMarks(t, networks)
+	if c.packets {
+		f.frameAccounts(t)
+	}
 }
 
 // frameMarks adds what marks packets. Without it nobody's packets pay.

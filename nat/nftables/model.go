@@ -13,7 +13,7 @@ import (
 // A model is what the tables are made from.
 type model struct {
 	nat.Desired
-	counts bool                        // connections
+	counting
 	inside map[netip.Addr][]netip.Addr // internal → external addresses, sorted
 	class  map[netip.Addr]string       // external address → name of its filter
 	// What each family has.
@@ -30,9 +30,9 @@ func newModel() *model {
 	}
 }
 
-func modelOf(s nat.State, counts bool) *model {
+func modelOf(s nat.State, c counting) *model {
 	m := newModel()
-	m.counts = counts
+	m.counting = c
 	m.apply(m.Effective(nat.Change{Put: s}))
 	return m
 }
@@ -152,9 +152,9 @@ func (m *model) view(f family, framed bool, addrs iter.Seq[netip.Addr], filters 
 	if !m.active(f) {
 		return nil
 	}
-	t := &table{sets: mappingSets(f, m.counts), chains: map[string]chain{}}
+	t := &table{sets: mappingSets(f, m.counting), chains: map[string]chain{}}
 	if framed {
-		frame(t, f, m.sorted(f), m.counts)
+		frame(t, f, m.sorted(f), m.counting)
 	}
 	classes := m.classes[f.index()]
 	if len(classes) > 0 {
@@ -185,7 +185,9 @@ func (m *model) fill(t *table, a netip.Addr) {
 	if mp, ok := m.Mappings[a]; ok {
 		t.sets[setInside].elements[key] = raw(mp.Internal)
 		t.sets[setExternal].elements[key] = ""
-		t.count(setIncoming, key)
+		for _, name := range []string{setIncoming, setReceived, setSent} {
+			t.count(name, key)
+		}
 		if name := m.class[a]; name != "" {
 			fillFilter(t, key, name)
 		}

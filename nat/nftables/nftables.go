@@ -33,6 +33,9 @@ type Config struct {
 	// loading one while it does not run takes them away; and nft before 1.1
 	// can't load at all what it saves then.
 	Owner bool
+	// Account counts every packet to and from external addresses. Without it
+	// only what is refused is counted, and connections when they begin.
+	Account bool
 }
 
 // Backend is a nat.Backend. Make one with New.
@@ -85,7 +88,10 @@ func New(c Config) (*Backend, error) {
 		Endpoint: "1", External: netip.MustParseAddr("192.0.2.1"), Internal: netip.MustParseAddr("192.0.2.2"),
 		Filter: &nat.Filter{Ports: []nat.Ports{{Proto: unix.IPPROTO_TCP, First: 1, Last: 2}}, Reject: true},
 	}}})
-	b.model.counts = b.unfiltered == nil
+	if b.unfiltered != nil && c.Account {
+		return nil, errors.Join(fmt.Errorf("nat: account for packets, which needs Linux 5.9: %w", b.unfiltered), k.close())
+	}
+	b.model.counting = counting{connections: b.unfiltered == nil, packets: c.Account}
 	if b.reader, err = dial(); err != nil {
 		return nil, errors.Join(fmt.Errorf("nat: use nftables: %w", err), k.close())
 	}
@@ -160,7 +166,7 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 	want, uerr := b.usable(s)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if m := modelOf(want, b.model.counts); !m.Equal(b.model.Desired) {
+	if m := modelOf(want, b.model.counting); !m.Equal(b.model.Desired) {
 		b.model, b.agreed = m, false
 	}
 	repaired, err = b.converge(true)

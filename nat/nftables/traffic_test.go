@@ -83,6 +83,11 @@ func TestCounters(t *testing.T) {
 		func(host *nettest.Node) { host.Run("nft", "flush ruleset") })
 }
 
+func TestAccounts(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	natlab.RunAccounts(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{Account: true}) })
+}
+
 func TestUplinks(t *testing.T) {
 	nettest.RequireTool(t, "nft")
 	natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
