@@ -132,7 +132,10 @@ func (b backend) Counters() (map[netip.Addr]nat.Counters, error) {
 	for a := range b.h.told.mappings {
 		counters[a] = b.h.counters[a]
 	}
-	return counters, b.h.uncounted
+	if b.h.uncounted != nil {
+		return nil, b.h.uncounted
+	}
+	return counters, nil
 }
 
 // Count has the machine count; with an error nobody can read what.
