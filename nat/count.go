@@ -132,7 +132,9 @@ func (t *Tally[K]) End(readings []Reading[K], mapped map[netip.Addr]bool) map[ne
 		}
 		before := t.seen[r.Counter].Shows
 		if r.Shows.Packets < before.Packets || r.Shows.Bytes < before.Bytes {
-			before = Traffic{} // somebody else has written the rules again
+			// Somebody else has put it back: to zero, or with saved rules to
+			// what it showed then.
+			before = r.Shows
 		}
 		sum.add(r.What, Traffic{r.Shows.Packets - before.Packets, r.Shows.Bytes - before.Bytes})
 		sums[r.External], t.seen[r.Counter] = sum, r
