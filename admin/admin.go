@@ -18,7 +18,9 @@ import (
 
 // Looker is what can be seen of the plugin. Nothing of it changes anything.
 type Looker interface {
-	Addresses() []driver.Address
+	// Counted is all addresses, and what was counted of them. After an error
+	// some of that is missing.
+	Counted() ([]driver.Address, error)
 	NetworkInfos() []driver.NetworkInfo
 	Reservations() ([]store.Reservation, error)
 	// Check lists in what the kernel differs from the records.

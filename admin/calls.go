@@ -38,7 +38,13 @@ func (c call) pattern() string { return fmt.Sprintf("%s /v%d/%s", c.method, apiV
 func calls() []call {
 	return []call{
 		look("version", func(s *Server) (About, error) { return s.about, nil }),
-		look("addresses", func(s *Server) (Addresses, error) { return Addresses{list(s.plugin.Addresses())}, nil }),
+		look("addresses", func(s *Server) (Addresses, error) {
+			addresses, err := s.plugin.Counted()
+			if err != nil {
+				s.log.WithError(err).Warn("counters of addresses are missing")
+			}
+			return Addresses{list(addresses)}, nil
+		}),
 		look("networks", func(s *Server) (Networks, error) { return Networks{list(s.plugin.NetworkInfos())}, nil }),
 		look("reservations", func(s *Server) (Reservations, error) {
 			records, err := s.plugin.Reservations()

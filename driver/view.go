@@ -67,6 +67,8 @@ type Address struct {
 	Since time.Time `json:"since"`
 	// Conflicts is nil unless another host was heard to use the address.
 	Conflicts *Clash `json:"conflicts,omitempty"`
+	// Counters is nil unless Counted read them.
+	Counters *nat.Counters `json:"counters,omitempty"`
 }
 
 // Where Address.Egress leads, besides the values of store.Egress.
@@ -131,6 +133,19 @@ func (d *Driver) Addresses() []Address {
 		return cmp.Or(a.External.Compare(b.External), cmp.Compare(drainingLast(a), drainingLast(b)), cmp.Compare(a.Endpoint, b.Endpoint))
 	})
 	return list
+}
+
+// Counted is Addresses with what was counted of those that lead to their
+// container. After an error some of it is missing.
+func (d *Driver) Counted() ([]Address, error) {
+	counters, err := d.kernel.NAT.Counters()
+	list := d.Addresses()
+	for i, a := range list {
+		if c, ok := counters[a.External]; ok && a.State != StateDraining {
+			list[i].Counters = &c
+		}
+	}
+	return list, err
 }
 
 func drainingLast(a Address) int {

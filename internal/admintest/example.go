@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/extip/extip/driver"
+	"github.com/extip/extip/nat"
 	"github.com/extip/extip/store"
 )
 
@@ -33,11 +34,16 @@ func Example() *Plugin {
 		},
 		Has: []driver.Address{
 			{External: addr("203.0.113.56"), Internal: addr("172.31.0.2"), Container: "web", Endpoint: Endpoint, Network: Web, Parent: "br-ex", On: "br-ex",
-				State: driver.StatePublished, Source: "client", Egress: "external", Since: Now.Add(-26 * time.Hour)},
+				State: driver.StatePublished, Source: "client", Egress: "external", Since: Now.Add(-26 * time.Hour),
+				Counters: &nat.Counters{
+					Incoming: 1234567, Outgoing: 89,
+					Received: &nat.Traffic{Packets: 98765432, Bytes: 12345678901}, Sent: &nat.Traffic{Packets: 87654321, Bytes: 987654321098},
+				}},
 			{External: addr("203.0.113.57"), Internal: addr("172.31.0.3"), Container: "mail", Endpoint: Other, Network: Web, Parent: "br-ex", On: "br-ex",
 				State: driver.StateWithheld, Reason: "it is used by 02:42:ac:1f:00:09", Reservation: "mail", Source: "gateway", Egress: "external",
 				Ports: "tcp/25,tcp/587", Allow: "198.51.100.0/24", Refuse: "reject", Limit: "connections=20000,rate=500/s",
-				Since: Now.Add(-5 * time.Minute), Conflicts: &driver.Clash{MAC: "02:42:ac:1f:00:09", Count: 2, Last: Now.Add(-40 * time.Second)}},
+				Since: Now.Add(-5 * time.Minute), Conflicts: &driver.Clash{MAC: "02:42:ac:1f:00:09", Count: 2, Last: Now.Add(-40 * time.Second)},
+				Counters: &nat.Counters{Refused: nat.Traffic{Packets: 7, Bytes: 420}, Incoming: 12, Received: &nat.Traffic{}, Sent: &nat.Traffic{}}},
 			{External: addr("203.0.113.58"), Internal: addr("172.31.0.4"), Container: long, Endpoint: Third, Network: Web, Parent: "br-ex",
 				State: driver.StatePublished, Source: "client", Egress: "host", Detour: true, Since: Now.Add(-72 * time.Hour)},
 			{External: addr("2001:db8:0:ffff:203:113:56:58"), Internal: addr("2001:db8:1::1234:5678:9abc"), Container: long, Endpoint: Third, Network: Web,

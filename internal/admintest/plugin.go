@@ -59,8 +59,8 @@ func (p *Plugin) Emit(e driver.Event) {
 	}
 }
 
-// Addresses implements admin.Looker.
-func (p *Plugin) Addresses() []driver.Address { return p.Has }
+// Counted implements admin.Looker.
+func (p *Plugin) Counted() ([]driver.Address, error) { return p.Has, p.Err }
 
 // NetworkInfos implements admin.Looker.
 func (p *Plugin) NetworkInfos() []driver.NetworkInfo { return p.Nets }

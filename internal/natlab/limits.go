@@ -72,7 +72,15 @@ func (l *Lab) checkLimit(t *testing.T, s Subject, x limitView) {
 			t.Errorf("%s: of %d flows from %s to %s, answered are %v, want %d by %s", what, many, from.Name, to, got, want, by)
 		}
 	}
-	dropped := func() (in, out int) { return s.Limited(x.mapping, false), s.Limited(x.mapping, true) }
+	dropped := func() (in, out int) {
+		t.Helper()
+		counters, err := s.Counters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := counters[x.mapping.External]
+		return int(c.LimitedIn), int(c.LimitedOut)
+	}
 
 	flood("unlimited", cli, x.external, "c1", many)
 	flood("unlimited", c1, x.client, "cli", many)

@@ -191,9 +191,6 @@ type Subject struct {
 	// Refused is how many packets to an external address its filter has
 	// kept out.
 	Refused func(external string) int
-	// Limited is how many packets a mapping's limit has kept from opening a
-	// connection: to its external address, or from its internal one.
-	Limited func(m nat.Mapping, out bool) int
 }
 
 // Run has the traffic asked for in a lab, with the backend that open makes

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/extip/extip/nat"
@@ -67,7 +68,23 @@ func (b *Backend) write(rs ...*request) error {
 		}
 		return err
 	}
+	for _, c := range changes {
+		for _, m := range c.Drop.Mappings {
+			if !b.mapped(m.External) {
+				b.tally.Forget(m.External)
+			}
+		}
+	}
 	return nil
+}
+
+func (b *Backend) mapped(external netip.Addr) bool {
+	for _, s := range b.sides {
+		if _, ok := s.model.Mappings[external]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // A side is one family: what should be in the kernel, and the way there.

@@ -43,6 +43,12 @@ func TestPaths(t *testing.T) {
 	})
 }
 
+func TestCounters(t *testing.T) {
+	eachFlavour(t, func(t *testing.T, flavour string) {
+		natlab.RunCounters(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) }, func(host *nettest.Node) { wipe(host, flavour) })
+	})
+}
+
 func TestUplinks(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {
 		natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) })
@@ -68,14 +74,7 @@ func TestLimits(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {
 		for _, v := range natlab.Variants(flavour)[1:3] {
 			t.Run(v.String(), func(t *testing.T) {
-				natlab.RunLimits(t, v, func(l *natlab.Lab) natlab.Subject {
-					return natlab.Subject{
-						Backend: open(t, l.Host, flavour),
-						Limited: func(m nat.Mapping, out bool) int {
-							return dropped(t, l.Host, flavour, m, limitTrees()[map[bool]int{true: 1}[out]])
-						},
-					}
-				})
+				natlab.RunLimits(t, v, func(l *natlab.Lab) natlab.Subject { return natlab.Subject{Backend: open(t, l.Host, flavour)} })
 			})
 		}
 	})
@@ -84,15 +83,12 @@ func TestLimits(t *testing.T) {
 // refused adds up counters as an administrator would.
 func refused(t *testing.T, host *nettest.Node, flavour, external string) int {
 	t.Helper()
-	return dropped(t, host, flavour, nat.Mapping{External: netip.MustParseAddr(external)}, filterTree(), rejectTree())
-}
-
-// dropped is how many packets a mapping's own chains in some trees have dropped.
-func dropped(t *testing.T, host *nettest.Node, flavour string, m nat.Mapping, kinds ...treeKind) (total int) {
-	t.Helper()
+	m := nat.Mapping{External: netip.MustParseAddr(external)}
+	trees := []*tree{{treeKind: filterTree()}, {treeKind: rejectTree()}}
+	total := 0
 	for line := range strings.Lines(host.Run("ip"+familyOf(m.External).String()+"tables-"+flavour+"-save", "-c")) {
-		for _, kind := range kinds {
-			ours := strings.Contains(line, "-A "+(&tree{treeKind: kind}).ownChain(m)+" ")
+		for _, tree := range trees {
+			ours := strings.Contains(line, "-A "+tree.ownChain(m)+" ")
 			if end := targetOf(line); ours && (end == "DROP" || end == "REJECT") {
 				var packets int
 				if _, err := fmt.Sscanf(line, "[%d:", &packets); err != nil {

@@ -71,32 +71,39 @@ func (k *kernel) readSets(where *nftables.Table, t *table) error {
 	return nil
 }
 
-// readElements does without the library, which takes three times as long and
-// ten times the memory.
+// readElements reads what a set holds.
 func (k *kernel) readElements(where *nftables.Table, name string, held *set) error {
+	return k.eachElement(uint8(where.Family), name, func(e attrs) {
+		value := string(e.find(unix.NFTA_SET_ELEM_DATA, unix.NFTA_DATA_VALUE))
+		if v := e.find(unix.NFTA_SET_ELEM_DATA, unix.NFTA_DATA_VERDICT); v != nil {
+			value = spellVerdict(v)
+		}
+		if what := e.find(unix.NFTA_SET_ELEM_EXPR); what != nil {
+			value = held.kind.does.decode(what)
+		}
+		key := string(e.find(unix.NFTA_SET_ELEM_KEY, unix.NFTA_DATA_VALUE))
+		if held.kind.ranges {
+			last := string(e.find(nftaSetElemKeyEnd, unix.NFTA_DATA_VALUE))
+			key += cmp.Or(last, key)
+		}
+		held.elements[key] = value
+	})
+}
+
+// eachElement calls fn for each element of a set of a table of ours. It does
+// without the library, which takes three times as long and ten times the memory.
+func (k *kernel) eachElement(family uint8, name string, fn func(attrs)) error {
 	replies, err := k.socket.Execute(netlink.Message{
 		Header: netlink.Header{Type: messageType(unix.NFT_MSG_GETSETELEM), Flags: netlink.Request | netlink.Dump},
-		Data: append(nfgenmsg(uint8(where.Family), 0), attrs{}.
-			text(unix.NFTA_SET_ELEM_LIST_TABLE, where.Name).text(unix.NFTA_SET_ELEM_LIST_SET, name)...),
+		Data: append(nfgenmsg(family, 0), attrs{}.
+			text(unix.NFTA_SET_ELEM_LIST_TABLE, tableName).text(unix.NFTA_SET_ELEM_LIST_SET, name)...),
 	})
 	if err != nil {
 		return err
 	}
 	for _, m := range replies {
 		for _, e := range payload(m).find(unix.NFTA_SET_ELEM_LIST_ELEMENTS).each() {
-			value := string(e.find(unix.NFTA_SET_ELEM_DATA, unix.NFTA_DATA_VALUE))
-			if v := e.find(unix.NFTA_SET_ELEM_DATA, unix.NFTA_DATA_VERDICT); v != nil {
-				value = spellVerdict(v)
-			}
-			if what := e.find(unix.NFTA_SET_ELEM_EXPR); what != nil {
-				value = held.kind.does.decode(what)
-			}
-			key := string(e.find(unix.NFTA_SET_ELEM_KEY, unix.NFTA_DATA_VALUE))
-			if held.kind.ranges {
-				last := string(e.find(nftaSetElemKeyEnd, unix.NFTA_DATA_VALUE))
-				key += cmp.Or(last, key)
-			}
-			held.elements[key] = value
+			fn(e)
 		}
 	}
 	return nil

@@ -14,7 +14,7 @@ import (
 // this state makes. What can't be written is left out and reported as errors.
 func Export(s nat.State) (string, error) {
 	want, err := s.Usable()
-	m := modelOf(want)
+	m := modelOf(want, counting{connections: true})
 	var out strings.Builder
 	for _, f := range families() {
 		if t := m.whole(f); t != nil {

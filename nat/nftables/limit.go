@@ -47,17 +47,17 @@ const (
 	passingSize = 65535
 )
 
-// frameLimit adds what limits connections. It is done where filters are, after
-// them: what they keep out takes no room.
+// frameLimit adds what limits connections.
 func (f family) frameLimit(t *table) {
 	addr := f.addrType().Name
-	for name, does := range map[string]statement{setRateIn: overRate, setRateOut: overRate, setCountIn: overCount, setCountOut: overCount, setLimited: counts} {
+	for name, does := range map[string]statement{setRateIn: overRate, setRateOut: overRate, setCountIn: overCount, setCountOut: overCount} {
 		t.sets[name] = &set{kind: setKind{key: addr, does: does}, elements: map[string]string{}}
 	}
+	t.sets[setLimited] = f.countedSet()
 	for _, name := range []string{setFullIn, setFullOut} {
 		t.sets[name] = &set{kind: setKind{key: addr, passing: true}, elements: map[string]string{}}
 	}
-	t.chains[chainLimits] = chain{hook{nftables.ChainTypeFilter, unix.NF_INET_PRE_ROUTING, beforeDNAT - 5, nftables.ChainPolicyAccept}, []rule{
+	t.chains[chainLimits] = chain{hook{nftables.ChainTypeFilter, unix.NF_INET_PRE_ROUTING, limiting, nftables.ChainPolicyAccept}, []rule{
 		f.rule(unconfirmed(), &expr.Verdict{Kind: expr.VerdictJump, Chain: chainOpening}),
 	}}
 	var opening []rule

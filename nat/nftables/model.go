@@ -13,6 +13,7 @@ import (
 // A model is what the tables are made from.
 type model struct {
 	nat.Desired
+	counting
 	inside map[netip.Addr][]netip.Addr // internal → external addresses, sorted
 	class  map[netip.Addr]string       // external address → name of its filter
 	// What each family has.
@@ -29,8 +30,9 @@ func newModel() *model {
 	}
 }
 
-func modelOf(s nat.State) *model {
+func modelOf(s nat.State, c counting) *model {
 	m := newModel()
+	m.counting = c
 	m.apply(m.Effective(nat.Change{Put: s}))
 	return m
 }
@@ -158,9 +160,9 @@ func (m *model) view(f family, framed bool, addrs iter.Seq[netip.Addr], filters 
 	if !m.active(f) {
 		return nil
 	}
-	t := &table{sets: mappingSets(f), chains: map[string]chain{}}
+	t := &table{sets: mappingSets(f, m.counting), chains: map[string]chain{}}
 	if framed {
-		frame(t, f, m.sorted(f))
+		frame(t, f, m.sorted(f), m.counting)
 	}
 	classes := m.classes[f.index()]
 	if len(classes) > 0 {
@@ -194,23 +196,48 @@ func (m *model) fill(t *table, a netip.Addr) {
 	if mp, ok := m.Mappings[a]; ok {
 		t.sets[setInside].elements[key] = raw(mp.Internal)
 		t.sets[setExternal].elements[key] = ""
+		for _, name := range []string{setIncoming, setReceived, setSent} {
+			t.count(name, key)
+		}
 		if name := m.class[a]; name != "" {
 			fillFilter(t, key, name)
 		}
 		fillLimit(t, key, mp.Limit, setRateIn, setCountIn)
 	}
-	var opens nat.Limit
+	if external := m.egress(a); external.IsValid() {
+		t.sets[setOutside].elements[key] = raw(external)
+		t.count(setOutgoing, key)
+	}
 	for _, external := range m.inside[a] {
-		mp := m.Mappings[external]
-		opens = cmp.Or(opens, mp.Limit)
-		if _, taken := t.sets[setOutside].elements[key]; mp.Egress && !taken {
-			t.sets[setOutside].elements[key] = raw(external)
-		}
-		if mp.Gateway {
+		if m.Mappings[external].Gateway {
 			t.sets[setGateway].elements[key] = ""
 		}
 	}
-	fillLimit(t, key, opens, setRateOut, setCountOut)
+	if external := m.limiter(a); external.IsValid() {
+		fillLimit(t, key, m.Mappings[external].Limit, setRateOut, setCountOut)
+	}
+}
+
+// egress is the external address that an internal one goes out from; not valid
+// if there is none.
+func (m *model) egress(internal netip.Addr) netip.Addr {
+	for _, external := range m.inside[internal] {
+		if m.Mappings[external].Egress {
+			return external
+		}
+	}
+	return netip.Addr{}
+}
+
+// limiter is the external address whose limit bounds what an internal one opens;
+// not valid if there is none.
+func (m *model) limiter(internal netip.Addr) netip.Addr {
+	for _, external := range m.inside[internal] {
+		if m.Mappings[external].Limit != (nat.Limit{}) {
+			return external
+		}
+	}
+	return netip.Addr{}
 }
 
 // raw is an address as the kernel holds it.

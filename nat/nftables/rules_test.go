@@ -46,11 +46,12 @@ func TestRules(t *testing.T) {
 			nattest.Limited(nattest.Map4(1, 0x36), 300, 20),
 		}}},
 		{"limits6", nat.State{Networks: []nat.Network{only(nattest.Net(1), 1)}, Mappings: []nat.Mapping{nattest.Limited(nattest.Map6(1, 0x33), 300, 20)}}},
+		{"accounts", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0)}, Mappings: []nat.Mapping{nattest.Map4(1, 0x33), noEgress}}},
 		{"marks", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0), only(marked, 0)}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			node := newHost(t)
-			b := open(t, node, Config{})
+			b := open(t, node, Config{Account: tt.name == "accounts"})
 			if _, err := b.Sync(tt.state); err != nil {
 				t.Fatal(err)
 			}

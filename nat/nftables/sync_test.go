@@ -270,7 +270,7 @@ func TestFailAtEveryWrite(t *testing.T) {
 			if got := dump(node); got != before {
 				t.Fatalf("%s failed: rules are\n%s\nwant\n%s", step.name, got, before)
 			}
-			b.commit = b.kernel.commit
+			b.commit = b.commitCounted
 		}
 		if err := step.do(); err != nil {
 			t.Errorf("%s: %v", step.name, err)

@@ -77,6 +77,17 @@ func TestPaths(t *testing.T) {
 	natlab.RunPaths(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
 }
 
+func TestCounters(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	natlab.RunCounters(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) },
+		func(host *nettest.Node) { host.Run("nft", "flush ruleset") })
+}
+
+func TestAccounts(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	natlab.RunAccounts(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{Account: true}) })
+}
+
 func TestUplinks(t *testing.T) {
 	nettest.RequireTool(t, "nft")
 	natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
@@ -89,7 +100,7 @@ func TestFilters(t *testing.T) {
 			natlab.RunFilters(t, v, func(l *natlab.Lab) natlab.Subject {
 				return natlab.Subject{
 					Backend: openAdmitted(t, l, "nft", Config{}),
-					Refused: func(external string) int { return counted(t, l.Host, setRefused, external) },
+					Refused: func(external string) int { return refused(t, l.Host, external) },
 				}
 			})
 		})
@@ -101,33 +112,24 @@ func TestLimits(t *testing.T) {
 	for _, v := range natlab.Variants("nft")[1:3] {
 		t.Run(v.String(), func(t *testing.T) {
 			natlab.RunLimits(t, v, func(l *natlab.Lab) natlab.Subject {
-				return natlab.Subject{
-					Backend: openAdmitted(t, l, "nft", Config{}),
-					Limited: func(m nat.Mapping, out bool) int {
-						addr := m.External
-						if out {
-							addr = m.Internal
-						}
-						return counted(t, l.Host, setLimited, addr.String())
-					},
-				}
+				return natlab.Subject{Backend: openAdmitted(t, l, "nft", Config{})}
 			})
 		})
 	}
 }
 
-// counted reads an address's counter as an administrator would.
-func counted(t *testing.T, host *nettest.Node, set, addr string) int {
+// refused reads a counter as an administrator would.
+func refused(t *testing.T, host *nettest.Node, external string) int {
 	t.Helper()
 	table := "ip"
-	if strings.Contains(addr, ":") {
+	if strings.Contains(external, ":") {
 		table = "ip6"
 	}
-	list := host.Run("nft", "list", "set", table, tableName, set)
+	list := host.Run("nft", "list", "set", table, tableName, setRefused)
 	var packets int
-	_, count, _ := strings.Cut(list, " "+addr+" counter ")
+	_, count, _ := strings.Cut(list, " "+external+" counter ")
 	if _, err := fmt.Sscanf(count, "packets %d", &packets); err != nil {
-		t.Fatalf("no counter of %s: %v", addr, err)
+		t.Fatalf("no counter of %s: %v", external, err)
 	}
 	return packets
 }
