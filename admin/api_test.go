@@ -93,7 +93,7 @@ func TestAPI(t *testing.T) {
 		{"GET", "/v1/addresses", "", 200, `{"addresses":[{"external":"203.0.113.57","internal":"172.31.0.3","container":"mail","endpoint":"` + admintest.Other +
 			`","network":"` + admintest.Web + `","parent":"br-ex","on":"br-ex","state":"withheld","reason":"it is used by 02:42:ac:1f:00:09","reservation":"mail",` +
 			`"source":"gateway","egress":"external","ports":"tcp/25,tcp/587","allow":"198.51.100.0/24","refuse":"reject","limit":"connections=20000,rate=500/s","since":"2026-11-24T11:55:00Z","conflicts":{"mac":"02:42:ac:1f:00:09","count":2,"last":"2026-11-24T11:59:20Z"},` +
-			`"counters":{"refused":{"packets":7,"bytes":420},"incoming":12,"outgoing":0,"received":{"packets":0,"bytes":0},"sent":{"packets":0,"bytes":0}}}]}`},
+			`"counters":{"refused":{"packets":7,"bytes":420},"limited_in":345,"limited_out":0,"incoming":12,"outgoing":0,"received":{"packets":0,"bytes":0},"sent":{"packets":0,"bytes":0}}}]}`},
 		{"GET", "/v1/networks", "", 200, `{"networks":[{"id":"` + admintest.Shop + `","bridge":"xip-1f1b2c3d4e5","parent":"eth1.100","gateways":null,` +
 			`"subnets":["172.30.0.0/16"],"size":0,"free":0,"mtu":1500,"auto":false,"source":"client","egress":"external","dad":"off","alias":"none",` +
 			`"conflict":"keep","limit":"none","icc":true,"endpoints":0,"external":0}]}`},

@@ -8,7 +8,7 @@ import (
 
 // counted is the metrics of single addresses.
 type counted struct {
-	connections, refusedPackets, refusedBytes, packets, bytes *prometheus.Desc
+	connections, refusedPackets, refusedBytes, limited, packets, bytes *prometheus.Desc
 }
 
 func newCounted() counted {
@@ -19,17 +19,18 @@ func newCounted() counted {
 		connections:    desc("new_connections", "Connections begun to an address, in, or from it, out.", "direction"),
 		refusedPackets: desc("refused_packets", "Packets to an address that its filter kept out."),
 		refusedBytes:   desc("refused_bytes", "Bytes of the packets that an address's filter kept out."),
+		limited:        desc("limited_packets", "Packets that an address's limit has kept from opening a connection, in, to it, or out, by its container.", "direction"),
 		packets:        desc("packets", "With --accounting: packets to an address, in, or from it, out.", "direction"),
 		bytes:          desc("bytes", "With --accounting: bytes of packets to an address, in, or from it, out.", "direction"),
 	}
 }
 
 func (c counted) all() []*prometheus.Desc {
-	return []*prometheus.Desc{c.connections, c.refusedPackets, c.refusedBytes, c.packets, c.bytes}
+	return []*prometheus.Desc{c.connections, c.refusedPackets, c.refusedBytes, c.limited, c.packets, c.bytes}
 }
 
 // collect sends what was counted of an address. Without a filter nothing is
-// refused, and there is no series of it.
+// refused, without a limit nothing limited, and there is no series of it.
 func (c counted) collect(out chan<- prometheus.Metric, a driver.Address) {
 	n := a.Counters
 	if n == nil {
@@ -43,6 +44,10 @@ func (c counted) collect(out chan<- prometheus.Metric, a driver.Address) {
 	if a.Refuse != "" || n.Refused.Packets > 0 {
 		send(c.refusedPackets, n.Refused.Packets)
 		send(c.refusedBytes, n.Refused.Bytes)
+	}
+	if a.Limit != "" || n.LimitedIn+n.LimitedOut > 0 {
+		send(c.limited, n.LimitedIn, "in")
+		send(c.limited, n.LimitedOut, "out")
 	}
 	if n.Received != nil {
 		send(c.packets, n.Received.Packets, "in")

@@ -43,7 +43,7 @@ func Example() *Plugin {
 				State: driver.StateWithheld, Reason: "it is used by 02:42:ac:1f:00:09", Reservation: "mail", Source: "gateway", Egress: "external",
 				Ports: "tcp/25,tcp/587", Allow: "198.51.100.0/24", Refuse: "reject", Limit: "connections=20000,rate=500/s",
 				Since: Now.Add(-5 * time.Minute), Conflicts: &driver.Clash{MAC: "02:42:ac:1f:00:09", Count: 2, Last: Now.Add(-40 * time.Second)},
-				Counters: &nat.Counters{Refused: nat.Traffic{Packets: 7, Bytes: 420}, Incoming: 12, Received: &nat.Traffic{}, Sent: &nat.Traffic{}}},
+				Counters: &nat.Counters{Refused: nat.Traffic{Packets: 7, Bytes: 420}, Incoming: 12, LimitedIn: 345, Received: &nat.Traffic{}, Sent: &nat.Traffic{}}},
 			{External: addr("203.0.113.58"), Internal: addr("172.31.0.4"), Container: long, Endpoint: Third, Network: Web, Parent: "br-ex",
 				State: driver.StatePublished, Source: "client", Egress: "host", Detour: true, Since: Now.Add(-72 * time.Hour)},
 			{External: addr("2001:db8:0:ffff:203:113:56:58"), Internal: addr("2001:db8:1::1234:5678:9abc"), Container: long, Endpoint: Third, Network: Web,
