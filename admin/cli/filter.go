@@ -41,7 +41,7 @@ func (a *app) limit() *cobra.Command {
 		Long: `Say how many connections a running container may have, and how fast new ones may
 come: none, or a list as in the option extip.limit. It holds for each of the
 container's external addresses by itself, and for what the container opens. What is
-beyond is dropped; connections that are open go on, and are not counted.`,
+beyond is dropped. Connections that are open already go on, and are not counted.`,
 		Example: `  extip limit web connections=20000,rate=500/s
   extip limit 203.0.113.56 rate=50/s
   extip limit web none`,

@@ -121,13 +121,15 @@ const (
 // encode is the statement as an expression of the kernel, with its number.
 func (s statement) encode(number string) attrs {
 	n, _ := strconv.ParseUint(number, 10, 32)
-	long := func(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
 	var data attrs
 	switch s {
 	case overRate:
-		data = data.put(unix.NFTA_LIMIT_RATE, long(n)).put(unix.NFTA_LIMIT_UNIT, long(1)). // seconds
-													number(unix.NFTA_LIMIT_BURST, uint32(n)).number(unix.NFTA_LIMIT_TYPE, unix.NFT_LIMIT_PKTS).
-													number(unix.NFTA_LIMIT_FLAGS, unix.NFT_LIMIT_F_INV)
+		const second = 1 // the unit, in seconds
+		data = data.put(unix.NFTA_LIMIT_RATE, binary.BigEndian.AppendUint64(nil, n)).
+			put(unix.NFTA_LIMIT_UNIT, binary.BigEndian.AppendUint64(nil, second)).
+			number(unix.NFTA_LIMIT_BURST, uint32(n)).
+			number(unix.NFTA_LIMIT_TYPE, unix.NFT_LIMIT_PKTS).
+			number(unix.NFTA_LIMIT_FLAGS, unix.NFT_LIMIT_F_INV)
 	case overCount:
 		data = data.number(nftaConnlimitCount, uint32(n)).number(nftaConnlimitFlags, connlimitInverted)
 	default:
