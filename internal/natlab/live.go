@@ -32,6 +32,11 @@ func RunLive(t *testing.T, open func(*nettest.Node) nat.Backend,
 				{"cli", "tcp", join(x.c1, 81), ""}, // nobody listens
 				{"cli", "tcp", join(x.c2, 80), "c2 saw " + x.cli},
 			})
+			l.await(t, "the answer is seen", func() bool {
+				return slices.ContainsFunc(seen(), func(line string) bool {
+					return strings.HasPrefix(line, join(x.inside, 80)+" > ") && strings.Contains(line, " tcp syn ack |")
+				})
+			})
 		})
 		expect := func(parts ...string) {
 			t.Helper()
