@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/extip/extip/doctor"
 	"github.com/extip/extip/driver"
@@ -172,8 +171,7 @@ func follow[V any](ctx context.Context, c *Client, path string, fn func(V) error
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			name, _, _ := strings.Cut(path, "?")
-			return &UnreachableError{c.socket, fmt.Errorf("the %s end: %w", name, err)}
+			return &UnreachableError{c.socket, fmt.Errorf("it tells no more: %w", err)}
 		}
 		if err := fn(v); err != nil {
 			return err
