@@ -43,6 +43,9 @@ func open(c config, log logrus.FieldLogger) (kernel, error) {
 		return kernel{}, err
 	}
 	announcer.SetRefresh(c.announceInterval)
+	if err := nftables.EndLive(); err != nil {
+		log.WithError(err).Debug("whether packets are still traced is not known")
+	}
 	k := kernel{
 		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Neighbours: announcer},
 		host:   host, announcer: announcer,

@@ -48,6 +48,9 @@ type Changer interface {
 type Examiner interface {
 	Doctor(context.Context) ([]doctor.Finding, error)
 	Trace(context.Context, doctor.Question) ([]doctor.Step, error)
+	// Live calls fn for each rule that packets to and from an address meet,
+	// until ctx ends, which is no error, or fn returns one.
+	Live(ctx context.Context, q doctor.Question, fn func(doctor.Sighting) error) error
 	// Export writes what there should be on the host in one of the formats of
 	// package export.
 	Export(format string) (string, error)

@@ -306,6 +306,37 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// TestLive follows packets until it is interrupted, or its time is over.
+func TestLive(t *testing.T) {
+	plugin := admintest.Example()
+	socket := start(t, plugin)
+	var text strings.Builder
+	for _, tt := range []struct {
+		args         string
+		width, lines int
+	}{{"trace --live 203.0.113.56:443", 0, 6}, {"trace --live 203.0.113.56:443", 80, 6}, {"trace --live 203.0.113.56:443 --json", 80, 4}} {
+		ctx, cancel := context.WithCancel(t.Context())
+		var out lockedBuffer
+		cmd := newCommand(&app{plugin: admin.NewClient(socket), engine: fakeEngine{}, now: time.Now, width: tt.width})
+		cmd.SetOut(&out)
+		cmd.SetArgs(strings.Fields(tt.args))
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.ExecuteContext(ctx) }()
+		eventually(t, "all is printed", func() bool { return strings.Count(out.String(), "\n") == tt.lines })
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("when interrupted: %v", err)
+		}
+		_, _ = fmt.Fprintf(&text, "$ extip %s (in %d columns)\n%s\n", tt.args, tt.width, out.String())
+	}
+	with := func() *app { return &app{plugin: admin.NewClient(socket), engine: fakeEngine{}} }
+	if got := run(t, with(), "trace", "--live", "203.0.113.56", "--for", "1ms"); strings.Contains(got, "exit code") {
+		t.Errorf("when its time is over: %s", got)
+	}
+	plugin.Err = errors.New("203.0.113.99 is no external address of a container")
+	golden(t, "live.txt", text.String()+transcript(t, with, "trace --live 203.0.113.99", "trace --live 203.0.113.56 --from 198.51.100.1", "trace 203.0.113.56 --for 1s"))
+}
+
 // TestWatch looks again and again, in place on a terminal.
 func TestWatch(t *testing.T) {
 	plugin := admintest.Example()

@@ -133,6 +133,29 @@ func (p *Plugin) Trace(_ context.Context, q doctor.Question) ([]doctor.Step, err
 	}, p.Err
 }
 
+// Live implements admin.Examiner: it tells of one packet that is let pass, and
+// then waits.
+func (p *Plugin) Live(ctx context.Context, q doctor.Question, fn func(doctor.Sighting) error) error {
+	if p.Err != nil {
+		return p.Err
+	}
+	client := netip.MustParseAddrPort("203.0.113.200:4711")
+	header := fmt.Sprintf("%s > %s tcp syn", client, netip.AddrPortFrom(q.To, q.Port))
+	for _, s := range []doctor.Sighting{
+		{Header: header, Chain: "filter", Rule: "ip daddr vmap @filter_by_ext", Verdict: "jump check-d201897e45ce3bfd"},
+		{Chain: "check-d201897e45ce3bfd", Rule: "ip saddr . meta l4proto . th dport @open-d201897e45ce3bfd accept", Verdict: "accept"},
+		{Header: header, Chain: "prerouting", Rule: "dnat to ip daddr map @ext2ctr", Verdict: "accept"},
+		{Header: fmt.Sprintf("%s > 172.31.0.2:%d tcp syn", client, q.Port), Chain: "forward", Rule: "policy", Verdict: "accept"},
+	} {
+		s.Time, s.Packet, s.Family, s.Table = Now, "5a6b7c8d", "ip", "extip"
+		if err := fn(s); err != nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
 // Export implements admin.Examiner.
 func (p *Plugin) Export(format string) (string, error) { return "as " + format + "\n", p.Err }
 
