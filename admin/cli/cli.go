@@ -103,6 +103,7 @@ func (a *app) verbs() []*cobra.Command {
 		a.move(),
 		a.ports(),
 		a.allow(),
+		a.limit(),
 		a.reserve(),
 		a.unreserve(),
 		a.adopt(),

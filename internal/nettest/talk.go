@@ -34,6 +34,9 @@ func (n *Node) Talk(network, addr string) *Talk {
 	return k
 }
 
+// Close ends the connection before the test does.
+func (k *Talk) Close() { _ = k.conn.Close() }
+
 // Say sends something and tells whether an answer comes, which is waited for
 // longer if it is expected: what is lost on a TCP connection is sent again,
 // each time later, and may be answered then.

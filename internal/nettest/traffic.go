@@ -3,6 +3,7 @@ package nettest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -120,4 +121,17 @@ func (n *Node) AskBytes(network, addr string, size int) string {
 	}
 	n.t.Logf("%s asks %s %s: %s", n.Name, network, addr, answer)
 	return answer
+}
+
+// Throw sends one datagram of size bytes, and does not wait for an answer.
+func (n *Node) Throw(addr string, size int) {
+	n.t.Helper()
+	n.MustDo(func() error {
+		c, err := net.Dial("udp", addr)
+		if err != nil {
+			return err
+		}
+		_, err = c.Write(make([]byte, size))
+		return errors.Join(err, c.Close())
+	})
 }
