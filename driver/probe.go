@@ -51,6 +51,7 @@ func (d *Driver) probe(n store.Network, addrs []netip.Addr) *probe {
 	go func() {
 		defer close(p.done)
 		p.owners, p.err = d.kernel.Probe(context.Background(), n.Parent, addrs, how)
+		p.owners = d.challenge(context.Background(), n.Parent, p.owners)
 	}()
 	return p
 }
@@ -108,13 +109,13 @@ func (d *Driver) judge(n *network, e *endpoint) (again bool, err error) {
 			continue
 		}
 		if slices.Contains(e.want.Addresses, a) {
-			return false, fmt.Errorf("extip.address=%s: it is used by %s on the segment of %s", a, mac, n.rec.Parent)
+			return false, fmt.Errorf("extip.address=%s: it %s", a, d.usedOn(a, mac, n.rec.Parent))
 		}
 		if err := d.exchange(n, e); err != nil {
 			return false, err
 		}
 		if slices.Contains(e.rec.External, a) {
-			return false, fmt.Errorf("extip.reservation=%s: %s is used by %s on the segment of %s", e.rec.Reservation, a, mac, n.rec.Parent)
+			return false, fmt.Errorf("extip.reservation=%s: %s %s", e.rec.Reservation, a, d.usedOn(a, mac, n.rec.Parent))
 		}
 		d.log.WithField("external", a).Warnf("passed over: %s uses it on the segment of %s", mac, n.rec.Parent)
 		return true, nil
@@ -157,8 +158,9 @@ func (d *Driver) probeMissing() error {
 		return err
 	}
 	type claim struct {
-		e *endpoint
-		a netip.Addr
+		e  *endpoint
+		a  netip.Addr
+		on string
 	}
 	var missing []claim
 	asked := questions{}
@@ -172,7 +174,7 @@ func (d *Driver) probeMissing() error {
 		for _, a := range e.rec.External {
 			if !slices.Contains(found.Aliases[a], aliasLink(n.rec)) {
 				asked.add(n.rec.Parent, how, a)
-				missing = append(missing, claim{e, a})
+				missing = append(missing, claim{e, a, aliasLink(n.rec)})
 			}
 		}
 	})
@@ -182,11 +184,14 @@ func (d *Driver) probeMissing() error {
 		if o.mac != "" {
 			d.segments.clash(c.a, o.mac)
 		}
+		c.e.mu.Lock()
 		if o.why != "" {
-			c.e.mu.Lock()
 			d.withhold(c.e, c.a, o.why)
-			c.e.mu.Unlock()
+		} else if d.isApart() {
+			// It may have been given up before this program began.
+			d.markLost(c.e, c.a, loss{text: "is not on " + c.on + ", and etcd can't be reached to ask whose it is"})
 		}
+		c.e.mu.Unlock()
 	}
 	return nil
 }
@@ -217,11 +222,12 @@ func (d *Driver) ask(ctx context.Context, asked questions) map[netip.Addr]obstac
 	for q, addrs := range asked {
 		wg.Go(func() {
 			owners, err := d.kernel.Probe(ctx, q.parent, addrs, q.how)
+			owners = d.challenge(ctx, q.parent, owners)
 			mu.Lock()
 			defer mu.Unlock()
 			for _, a := range addrs {
 				if mac, taken := owners[a]; taken {
-					found[a] = obstacle{"is used by " + mac.String(), mac.String()}
+					found[a] = obstacle{d.usedBy(a, mac), mac.String()}
 				} else if err != nil {
 					found[a] = obstacle{why: cantProbe(err)}
 				}

@@ -23,6 +23,10 @@ func (d *Driver) Restore() error {
 		errs = append(errs, d.rebuild())
 	}
 	_, err := d.syncUplinks()
+	if d.cluster != nil {
+		d.loseAll()
+		d.LedgerJoined() // for what has to wait until all is restored
+	}
 	errs = append(errs, err, d.probeMissing())
 	// Rules first, even for what is about to be removed: an alias must not
 	// be without its mapping for a moment.
@@ -139,6 +143,7 @@ func (r *repair) run() {
 	r.endpointsAgain()
 	r.strays()
 	r.endDrains()
+	r.fence()
 }
 
 // guard repairs what keeps containers from passing for others.
@@ -386,7 +391,14 @@ func (r *repair) endpointsAgain() {
 			for _, a := range missing {
 				r.note("alias %s was missing on %s", a, aliasLink(n.rec))
 			}
+			r.askFirst(e, missing)
 			steps = append(steps, r.publicationSteps(n.rec, e)...)
+		}
+		for a := range e.lost {
+			if slices.Contains(r.found.Aliases[a], aliasLink(n.rec)) {
+				r.note("alias %s was on %s, though it %s", a, aliasLink(n.rec), e.lost[a].text)
+				r.do(func() error { return r.removeAlias(n.rec, a) })
+			}
 		}
 		r.again(fmt.Sprintf("endpoint %s", short(e.rec.ID)), steps)
 	})

@@ -51,7 +51,9 @@ func (d *Driver) releaseWithheld(ctx context.Context) {
 		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
 			how, ok := timing(n.rec)
 			for a := range e.withheld {
-				if ok {
+				if bar := d.barred(e, a); bar != "" {
+					why[a] = bar
+				} else if ok {
 					asked.add(n.rec.Parent, how, a)
 				} else if _, err := d.kernel.Parent(n.rec.Parent); err != nil {
 					why[a] = "waits for " + n.rec.Parent
@@ -87,12 +89,19 @@ func (d *Driver) letGo(n *network, e *endpoint, why map[netip.Addr]string) {
 	var freed []netip.Addr
 	for a := range e.withheld {
 		reason, known := why[a]
+		bar := d.barred(e, a)
+		if bar == "" {
+			delete(e.lost, a)
+		} else {
+			reason = bar // the ledger may have changed meanwhile
+		}
 		switch {
 		case !known:
 		case reason != "":
 			d.withhold(e, a, reason)
 		default:
 			delete(e.withheld, a)
+			delete(e.giving, a)
 			freed = append(freed, a)
 		}
 	}
