@@ -91,7 +91,7 @@ func (s *Store) plan(fn func(*transaction) error, rehearsal bool) (p *plan, ende
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p = &plan{
-		draft: draft{ledger: s.ledger, read: map[string]int64{}, writes: map[string]Write{}},
+		draft: draft{ledger: s.ledger, looked: map[string]entry{}, read: map[string]int64{}, writes: map[string]Write{}},
 		host:  s.ledger.Host(), under: s.works.keys, confirm: rehearsal,
 	}
 	btx, err := s.db.Begin(true)
