@@ -134,16 +134,13 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 		return "", err
 	}
 	if name := tx.keeper(a); name != "" && name != e.Reservation {
-		switch halfMade := own && c.From == "" && c.Reservation == name; {
-		case halfMade:
+		if own && c.From == "" && c.Reservation == name {
 			err = undo(tx, c, e, a)
-		case own && !s.isAwaited(tx, c):
-			return reservedAs(name), tx.dropClaim(c.Endpoint, a)
-		default:
-			return reservedAs(name), nil
+		} else if lostTo = reservedAs(name); own && !s.isAwaited(tx, c) {
+			err = tx.dropClaim(c.Endpoint, a)
 		}
-		if err != nil {
-			return "", err
+		if err != nil || lostTo != "" {
+			return lostTo, err
 		}
 	}
 	should := claimOf(tx.plan.host, e)
