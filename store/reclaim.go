@@ -133,7 +133,7 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) {
 		return "", err
 	}
-	if name := tx.keeper(a); name != "" && name != e.Reservation {
+	if name := tx.keeper(a); name != "" && name != e.Reservation && !(own && c.Endpoint == id) {
 		if own && c.From == "" && c.Reservation == name {
 			err = undo(tx, c, e, a)
 		} else if lostTo = reservedAs(name); own && !s.isAwaited(tx, c) {
