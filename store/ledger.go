@@ -13,7 +13,8 @@ type Ledger interface {
 	// Host is this host's name in the ledger.
 	Host() string
 	// Get is a value as this host knows it, and its version; nil and 0 if
-	// there is none. It doesn't wait.
+	// there is none. It doesn't wait. What it knows of one key may be newer than
+	// what it knows of another.
 	Get(key string) (value []byte, version int64)
 	// Scan calls fn for the keys with a prefix, in order, as this host knows
 	// them, until fn returns an error, which it returns. It doesn't wait. fn

@@ -212,5 +212,5 @@ func bring(tx *transaction, r Reservation) (lost map[netip.Addr]string, err erro
 		}
 	}
 	r.Addresses = kept
-	return lost, putReservation(tx, r)
+	return lost, changeReservation(tx, Reservation{}, r)
 }

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -68,8 +67,9 @@ func (s *Store) Reserve(name string, addrs []netip.Addr, rehearsal bool) (r Rese
 				return &ReservedError{Address: a, Name: other}
 			}
 		}
-		r.Addresses = append(r.Addresses, missingIn(r.Addresses, addrs)...)
-		return putReservation(tx, r)
+		before := r
+		r.Addresses = slices.Concat(r.Addresses, missingIn(r.Addresses, addrs))
+		return changeReservation(tx, before, r)
 	}
 	if rehearsal {
 		err = s.rehearse(reserve)
@@ -87,35 +87,31 @@ func (s *Store) Unreserve(name string) error {
 		if err := tx.reservation(name, &r); err != nil {
 			return err
 		}
-		return errors.Join(dropReserved(tx, name, r.Addresses), tx.view.set(Write{Key: namesPrefix + name}))
+		for _, a := range r.Addresses {
+			if err := tx.keep("", a); err != nil {
+				return err
+			}
+		}
+		return tx.view.set(Write{Key: namesPrefix + name})
 	})
 }
 
-// putReservation records a reservation, which keeps its addresses from then on.
-// That nobody else has those that are new must be certain.
-func putReservation(tx *transaction, r Reservation) error {
-	for _, a := range r.Addresses {
-		if string(tx.view.peek(reservedPrefix+a.String())) == r.Name {
-			continue
+// changeReservation records what has become of a reservation. Whose names what
+// it keeps has, is known by its addresses before: the ledger may know more of one
+// than of the other, but not change without the reservation. That nobody else has
+// those that are new must be certain.
+func changeReservation(tx *transaction, before, r Reservation) error {
+	for _, a := range missingIn(r.Addresses, before.Addresses) {
+		if err := tx.keep("", a); err != nil {
+			return err
 		}
+	}
+	for _, a := range missingIn(before.Addresses, r.Addresses) {
 		if err := tx.keep(r.Name, a); err != nil {
 			return err
 		}
 	}
 	return tx.setReservation(r)
-}
-
-// dropReserved frees addresses of those that a name keeps.
-func dropReserved(tx *transaction, name string, addrs []netip.Addr) error {
-	for _, a := range addrs {
-		if string(tx.view.peek(reservedPrefix+a.String())) != name {
-			continue
-		}
-		if err := tx.keep("", a); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // putEndpoint records an endpoint. Once it is published, its reservation holds:
@@ -148,11 +144,9 @@ func reserve(tx *transaction, e Endpoint) error {
 			return err
 		}
 	}
-	if err := dropReserved(tx, r.Name, r.Addresses); err != nil {
-		return err
-	}
+	before := r
 	r.Addresses, r.First = e.External, e.External
-	return putReservation(tx, r)
+	return changeReservation(tx, before, r)
 }
 
 // mayKeep says who has an address that an endpoint has on record, nil if nobody
@@ -180,14 +174,12 @@ func amend(tx *transaction, e Endpoint, gone, came []netip.Addr) error {
 	if err := tx.reservation(r.Name, &r); err != nil {
 		return err
 	}
-	if err := dropReserved(tx, r.Name, gone); err != nil {
-		return err
-	}
+	before := r
 	r.Addresses = slices.Concat(missingIn(gone, r.Addresses), missingIn(r.Addresses, came))
 	if isSame(r.Addresses, e.External) {
 		r.Addresses = e.External // in its order
 	}
-	return putReservation(tx, r)
+	return changeReservation(tx, before, r)
 }
 
 // PutFilter records an endpoint whose filter has changed. Its reservation
