@@ -405,8 +405,8 @@ func TestLostBeforeJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mustAnswer(shared, "docker2")
-	if why := one.withheldWhy(shared); why != "it is held by host docker2" {
-		t.Errorf("withheld: %q", why)
+	if v := one.Addresses()[0]; v.Reason != "it is held by host docker2" || v.HeldBy != "docker2" {
+		t.Errorf("shown as %+v", v)
 	}
 	if err := two.rm(ep2); err != nil {
 		t.Fatal(err)
