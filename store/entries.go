@@ -42,20 +42,25 @@ func (f fileEntries) set(w Write) error {
 	return f.tx.write([]byte(bucket), k, w.Value)
 }
 
-// A draft is a ledger with what one transaction is about to write.
+// A draft is a ledger with what one transaction is about to write. What it has
+// looked at stays as it was then, whatever others do meanwhile.
 type draft struct {
 	ledger Ledger
+	looked map[string]entry
 	read   map[string]int64
 	writes map[string]Write
 }
 
+// An entry is a value of a ledger and its version.
+type entry struct {
+	value   []byte
+	version int64
+}
+
 func (d *draft) get(key string) []byte {
-	if w, ok := d.writes[key]; ok {
-		return w.Value
-	}
-	value, version := d.ledger.Get(key)
-	if _, again := d.read[key]; !again {
-		d.read[key] = version
+	value := d.peek(key)
+	if e, ok := d.looked[key]; ok {
+		d.read[key] = e.version
 	}
 	return value
 }
@@ -64,8 +69,12 @@ func (d *draft) peek(key string) []byte {
 	if w, ok := d.writes[key]; ok {
 		return w.Value
 	}
-	value, _ := d.ledger.Get(key)
-	return value
+	e, ok := d.looked[key]
+	if !ok {
+		e.value, e.version = d.ledger.Get(key)
+		d.looked[key] = e
+	}
+	return e.value
 }
 
 func (d *draft) set(w Write) error {

@@ -133,14 +133,30 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) {
 		return "", err
 	}
-	if name := tx.keeper(a); name != "" && name != e.Reservation {
-		return reservedAs(name), nil
+	if name := tx.keeper(a); name != "" && name != e.Reservation && !(own && c.Endpoint == id) {
+		if own && c.From == "" && c.Reservation == name {
+			err = undo(tx, c, e, a)
+		} else if lostTo = reservedAs(name); own && !s.isAwaited(tx, c) {
+			err = tx.dropClaim(c.Endpoint, a)
+		}
+		if err != nil || lostTo != "" {
+			return lostTo, err
+		}
 	}
 	should := claimOf(tx.plan.host, e)
 	if c.Endpoint == id {
 		should.Since = c.Since
 	}
 	return "", tx.setClaim(a, should)
+}
+
+// undo takes an address, which the ledger gave to another endpoint of this host and
+// the file didn't, back from the reservation of that one.
+func undo(tx *transaction, c Claim, e Endpoint, a netip.Addr) error {
+	if err := amend(tx, c.owner(), []netip.Addr{a}, nil); err != nil || e.State != Published {
+		return err
+	}
+	return amend(tx, e, nil, []netip.Addr{a})
 }
 
 func reservedAs(name string) string { return fmt.Sprintf("reserved as %q", name) }

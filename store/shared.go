@@ -45,9 +45,8 @@ type plan struct {
 	touched []netip.Addr
 	// waits: what is under way decides.
 	waits bool
-	// confirm: the ledger has to agree though nothing is written; anyway: the
-	// file is written though the ledger gives no answer.
-	confirm, anyway bool
+	// confirm: the ledger has to agree though nothing is written.
+	confirm bool
 	// refusal is why nothing is written.
 	refusal error
 }
@@ -91,7 +90,7 @@ func (s *Store) plan(fn func(*transaction) error, rehearsal bool) (p *plan, ende
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p = &plan{
-		draft: draft{ledger: s.ledger, read: map[string]int64{}, writes: map[string]Write{}},
+		draft: draft{ledger: s.ledger, looked: map[string]entry{}, read: map[string]int64{}, writes: map[string]Write{}},
 		host:  s.ledger.Host(), under: s.works.keys, confirm: rehearsal,
 	}
 	btx, err := s.db.Begin(true)
@@ -148,7 +147,7 @@ func (tx *transaction) isUnder(a netip.Addr) bool {
 // carryOut asks the ledger, and then writes the file.
 func (s *Store) carryOut(what string, p *plan) error {
 	defer s.end(p)
-	if err := p.commit(); err != nil && !(errors.Is(err, ErrApart) && (p.anyway || p.givesUp())) {
+	if err := p.commit(); err != nil && !(errors.Is(err, ErrApart) && !p.confirm && p.givesUp()) {
 		return err
 	}
 	if p.refusal != nil || len(p.changes) == 0 {
