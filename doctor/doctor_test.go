@@ -169,7 +169,7 @@ func (l *lab) healthy(t *testing.T) {
 	for _, q := range l.questions() {
 		wg.Go(func() {
 			// A bridge may take a moment to hear of a port that is up.
-			for end := time.Now().Add(15 * time.Second); !q.ok(); {
+			for end := time.Now().Add(time.Minute); !q.ok(); {
 				if time.Now().After(end) {
 					t.Errorf("%s: not answered as it should be, %q", q, q.want)
 					return
