@@ -190,7 +190,7 @@ func (tx *transaction) owner(a netip.Addr) (*TakenError, error) {
 	case id == "" && ok && tx.isGiven(c):
 		id = c.Endpoint // which is about to record it
 	case id == "" && ok:
-		return nil, tx.dropClaim(c.Endpoint, a) // it is left from a write that got no answer
+		return nil, tx.unclaim(a) // it is left from a write that got no answer
 	case id == "":
 		return nil, nil
 	}

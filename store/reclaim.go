@@ -124,7 +124,7 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 		if !own || s.isAwaited(tx, c) {
 			return "", nil
 		}
-		return "", tx.dropClaim(c.Endpoint, a)
+		return "", tx.unclaim(a)
 	}
 	if ok && !own {
 		return c.Host, nil
@@ -133,11 +133,11 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) {
 		return "", err
 	}
-	if name := tx.keeper(a); name != "" && name != e.Reservation && !(own && c.Endpoint == id) {
+	if name := tx.keeper(a); name != "" && name != e.Reservation {
 		if own && c.From == "" && c.Reservation == name {
 			err = undo(tx, c, e, a)
 		} else if lostTo = reservedAs(name); own && !s.isAwaited(tx, c) {
-			err = tx.dropClaim(c.Endpoint, a)
+			err = tx.unclaim(a)
 		}
 		if err != nil || lostTo != "" {
 			return lostTo, err
