@@ -23,7 +23,7 @@ var mayImport = map[string][]string{
 	"driver":              {"announce", "link", "nat", "pool", "store"},
 	"e2e/probe":           {},
 	"export":              {"nat", "nat/iptables", "nat/nftables"},
-	"internal/admintest":  {"doctor", "driver", "store"},
+	"internal/admintest":  {"doctor", "driver", "nat", "store"},
 	"internal/etcdtest":   {"internal/nettest"},
 	"internal/hosttest":   {"announce", "link", "nat"},
 	"internal/ledgertest": {"pool", "store"},

@@ -33,7 +33,8 @@ func causes() []string {
 
 // Metrics is the plugin's state and what has happened to it, as Prometheus
 // wants to see it. It is the driver's Observer. The number of its series grows
-// with the number of networks, and with nothing else beyond a bound.
+// with the numbers of networks and of addresses that containers have, and with
+// nothing else beyond a bound.
 type Metrics struct {
 	plugin   Looker
 	registry *prometheus.Registry
@@ -44,6 +45,7 @@ type Metrics struct {
 	lost, takeovers    prometheus.Counter
 
 	addresses, size, free, reservations, apart *prometheus.Desc
+	counted                                    counted
 
 	mu          sync.Mutex
 	conflicting map[netip.Addr]bool
@@ -74,6 +76,7 @@ func NewMetrics(p Looker, about About) *Metrics {
 		size:          desc("extip_pool_size", "Addresses of a network's pool.", "network"),
 		free:          desc("extip_pool_free", "Addresses of a network's pool that are neither claimed nor reserved.", "network"),
 		reservations:  desc("extip_reservations", "Names that keep addresses."),
+		counted:       newCounted(),
 		apart:         desc("extip_cluster_apart", "1 if this host can't reach what it shares its claims by, else 0; without a cluster there is none."),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -140,7 +143,7 @@ func result(err error) string {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.addresses, m.size, m.free, m.reservations, m.apart} {
+	for _, d := range append(m.counted.all(), m.addresses, m.size, m.free, m.reservations, m.apart) {
 		out <- d
 	}
 }
@@ -160,8 +163,13 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 			count[key{id, state}] = 0 // so that one that goes away is seen to
 		}
 	}
-	for _, a := range m.plugin.Addresses() {
+	addresses, err := m.plugin.Counted()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(m.counted.connections, err)
+	}
+	for _, a := range addresses {
 		count[key{short(a.Network), a.State}]++
+		m.counted.collect(out, a)
 	}
 	for k, n := range count {
 		gauge(m.addresses, float64(n), k.network, k.state)

@@ -44,8 +44,7 @@ func (e *NameError) Error() string {
 // it alive: with the lease that it has, or that it had before its program
 // started, or with a new one.
 func (m *Member) join(ctx context.Context) error {
-	// It is lost to whoever is faster, at most once: who has this name then is
-	// another host, or lives no more.
+	// Between two steps a lease may end, or another host begin to live.
 	for range 3 {
 		current, version, err := m.life(ctx)
 		if err != nil {
@@ -154,6 +153,9 @@ func (m *Member) renewals(ctx context.Context) error {
 
 // renew renews a lease, which is this host's from then on, or returns errEnded.
 func (m *Member) renew(ctx context.Context, lease clientv3.LeaseID) error {
+	m.mu.Lock()
+	latest := m.mirror.latest
+	m.mu.Unlock()
 	var ttl time.Duration
 	var sent time.Time
 	err := m.door.ask(ctx, func(ctx context.Context, c *clientv3.Client) error {
@@ -161,6 +163,7 @@ func (m *Member) renew(ctx context.Context, lease clientv3.LeaseID) error {
 		response, err := c.KeepAliveOnce(ctx, lease)
 		if err == nil {
 			ttl = time.Duration(response.TTL) * time.Second
+			m.compareHistory(response.Revision, latest)
 		}
 		return err
 	})

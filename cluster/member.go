@@ -191,6 +191,10 @@ func (m *Member) session(ctx context.Context) error {
 	if err := m.join(ctx); err != nil {
 		return err
 	}
+	select {
+	case <-m.anew: // that is what this is
+	default:
+	}
 	revision, err := m.load(ctx)
 	if err != nil {
 		return err
@@ -250,6 +254,9 @@ func (m *Member) watched(revision int64, events []*clientv3.Event) int64 {
 
 // load reads the whole ledger, and returns the revision that it has read.
 func (m *Member) load(ctx context.Context) (revision int64, err error) {
+	m.mu.Lock()
+	latest := m.mirror.latest
+	m.mu.Unlock()
 	var all []change
 	err = m.door.ask(ctx, func(ctx context.Context, c *clientv3.Client) error {
 		response, err := c.Get(ctx, m.config.Prefix, clientv3.WithPrefix())
@@ -265,7 +272,7 @@ func (m *Member) load(ctx context.Context) (revision int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the ledger: %w", err)
 	}
-	m.learn(func(mirror *mirror) []string { return mirror.reload(revision, all) })
+	m.learn(func(mirror *mirror) []string { return mirror.reload(latest, revision, all) })
 	return revision, nil
 }
 
@@ -281,7 +288,8 @@ func (m *Member) learn(fn func(*mirror) []string) {
 	for _, key := range changed {
 		switch kind, rest, _ := strings.Cut(key, "/"); kind + "/" {
 		case alivePrefix:
-			if rest == m.config.Host && m.mirror.get(key).version == 0 {
+			var l life
+			if m.decode(key, &l); rest == m.config.Host && l.lease() != m.lease {
 				m.ended(m.lease)
 			}
 		case hostsPrefix:

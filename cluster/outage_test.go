@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -147,6 +148,27 @@ func TestOutage(t *testing.T) {
 	eventually(t, "claims go on", func() bool { return claim(one, "claims/203.0.113.57", own) == nil })
 }
 
+// TestMinority: an etcd that has lost the others knows nothing for certain, and
+// what is only looked at isn't confirmed by it.
+func TestMinority(t *testing.T) {
+	nodes := etcdtest.Start(t, etcdtest.Local(3)...)
+	one, _ := join(t, config(t, nodes[:1], "docker1"))
+	if err := claim(one, key, own); err != nil {
+		t.Fatal(err)
+	}
+	_, version := one.Get(key)
+	nodes[1].Stop()
+	nodes[2].Stop()
+	for _, read := range []map[string]int64{{key: version}, nil} {
+		if err := one.Commit(read, nil); !errors.Is(err, store.ErrApart) {
+			t.Errorf("%v is confirmed: %v", read, err)
+		}
+	}
+	nodes[1].Continue()
+	nodes[2].Continue()
+	eventually(t, "it is confirmed", func() bool { return one.Commit(map[string]int64{key: version}, nil) == nil })
+}
+
 // TestStartApart: a host starts without etcd, and joins when that is there.
 func TestStartApart(t *testing.T) {
 	nodes := etcdtest.Start(t, etcdtest.Local(1)...)
@@ -180,5 +202,40 @@ func TestStartApart(t *testing.T) {
 	})
 	if _, apart := namesake.Apart(); !apart {
 		t.Error("a namesake isn't apart")
+	}
+}
+
+// TestBackup: etcd is put back to what it was some time ago, while hosts run.
+func TestBackup(t *testing.T) {
+	nodes := etcdtest.Start(t, etcdtest.Local(1)...)
+	one, _ := join(t, config(t, nodes, "docker1"))
+	heard := &follower{}
+	one.Follow(heard)
+	if err := claim(one, key, own); err != nil {
+		t.Fatal(err)
+	}
+	backup := filepath.Join(t.TempDir(), "backup")
+	nodes[0].Save(backup)
+	if err := claim(one, key, `{"host":"docker1","endpoint":"e2"}`); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		if err := claim(one, fmt.Sprint("claims/198.51.100.", i), own); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nodes[0].Kill()
+	nodes[0].PutBack(backup)
+	joined := heard.count()
+	nodes[0].Start()
+	nodes[0].Await()
+	eventually(t, "what is so again is known", func() bool {
+		return has(one, key, own) && has(one, "claims/198.51.100.1", "") && heard.count() > joined
+	})
+	if err := claim(one, "claims/198.51.100.1", own); err != nil {
+		t.Errorf("what was claimed since: %v", err)
+	}
+	if _, apart := one.Apart(); apart {
+		t.Error("it is apart")
 	}
 }

@@ -251,6 +251,10 @@ func (p *program) session(session *proc) error {
 	if err := p.join(); err != nil {
 		return err
 	}
+	select {
+	case <-m.anew:
+	default:
+	}
 	revision, err := m.load(context.Background())
 	if err != nil {
 		return err

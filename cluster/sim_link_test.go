@@ -114,7 +114,7 @@ func (d *simDoor) Txn(_ context.Context, r *etcdserverpb.TxnRequest, _ ...grpc.C
 func (d *simDoor) Grant(_ context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
 	return ask(d, func(e *simEtcd) (*clientv3.LeaseGrantResponse, error) {
 		l := e.grant(time.Duration(ttl)*time.Second, d.life.host.pace)
-		return &clientv3.LeaseGrantResponse{ID: clientv3.LeaseID(l.id), TTL: ttl}, nil
+		return &clientv3.LeaseGrantResponse{ResponseHeader: e.header(), ID: clientv3.LeaseID(l.id), TTL: ttl}, nil
 	})
 }
 
@@ -125,7 +125,7 @@ func (d *simDoor) KeepAliveOnce(_ context.Context, id clientv3.LeaseID) (*client
 			return nil, rpctypes.ErrLeaseNotFound
 		}
 		e.renew(l)
-		return &clientv3.LeaseKeepAliveResponse{ID: id, TTL: int64(l.ttl / time.Second)}, nil
+		return &clientv3.LeaseKeepAliveResponse{ResponseHeader: e.header(), ID: id, TTL: int64(l.ttl / time.Second)}, nil
 	})
 }
 

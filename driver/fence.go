@@ -110,6 +110,11 @@ func (d *Driver) giveUp(n *network, e *endpoint, a netip.Addr, l loss) error {
 	if !d.markLost(e, a, l) {
 		return nil
 	}
+	return d.takeOff(n, e, a)
+}
+
+// takeOff takes a lost address off its parent; e.mu is held.
+func (d *Driver) takeOff(n *network, e *endpoint, a netip.Addr) error {
 	if err := d.removeAlias(n.rec, a); err != nil {
 		return err
 	}

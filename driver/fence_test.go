@@ -7,7 +7,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	api "github.com/docker/go-plugins-helpers/network"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/extip/extip/link"
@@ -384,4 +386,57 @@ func TestReserved(t *testing.T) {
 	one.reclaim()
 	s.catchUp()
 	s.mustAnswer(shared, "docker1")
+}
+
+// TestLostBeforeJoin: what another host has got between CreateEndpoint and Join is
+// not put up, and comes when that host gives it up.
+func TestLostBeforeJoin(t *testing.T) {
+	s := newSite(t, 2, "extip.dad", "off")
+	one, two := s.hosts[0], s.hosts[1]
+	if err := one.endpoint(ep1, "172.31.0.2/16", "extip.address", shared); err != nil {
+		t.Fatal(err)
+	}
+	one.member.ledger.End()
+	one.member.ledger.Join()
+	if err := two.run(ep2, "172.31.0.3/16", "extip.address", shared); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := one.Join(&api.JoinRequest{NetworkID: netID, EndpointID: ep1}); err != nil {
+		t.Fatal(err)
+	}
+	s.mustAnswer(shared, "docker2")
+	if v := one.Addresses()[0]; v.Reason != "it is held by host docker2" || v.HeldBy != "docker2" {
+		t.Errorf("shown as %+v", v)
+	}
+	if err := two.rm(ep2); err != nil {
+		t.Fatal(err)
+	}
+	s.catchUp()
+	s.mustAnswer(shared, "docker1")
+	s.noDoubles()
+}
+
+// TestApartIsTold: that a host is apart, and no longer, is an event.
+func TestApartIsTold(t *testing.T) {
+	s := newSite(t, 1)
+	events, stop := s.hosts[0].Events()
+	defer stop()
+	s.follow()
+	next := func(kind string) {
+		t.Helper()
+		for {
+			select {
+			case e := <-events:
+				if e.Kind == kind {
+					return
+				}
+			case <-time.After(30 * time.Second):
+				t.Fatalf("no event %s", kind)
+			}
+		}
+	}
+	s.hosts[0].cut(false)
+	next(EventApart)
+	s.hosts[0].join()
+	next(EventJoined)
 }

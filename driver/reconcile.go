@@ -397,7 +397,7 @@ func (r *repair) endpointsAgain() {
 		for a := range e.lost {
 			if slices.Contains(r.found.Aliases[a], aliasLink(n.rec)) {
 				r.note("alias %s was on %s, though it %s", a, aliasLink(n.rec), e.lost[a].text)
-				r.do(func() error { return r.removeAlias(n.rec, a) })
+				r.do(func() error { return r.takeOff(n, e, a) })
 			}
 		}
 		r.again(fmt.Sprintf("endpoint %s", short(e.rec.ID)), steps)

@@ -131,7 +131,7 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 		if !own || s.isAwaited(tx, c) {
 			return "", nil
 		}
-		return "", tx.dropClaim(c.Endpoint, a)
+		return "", tx.unclaim(a)
 	}
 	if ok && !own {
 		return c.Host, nil
@@ -141,18 +141,29 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 		return "", err
 	}
 	if name := tx.keeper(a); name != "" && name != e.Reservation {
-		if own && c.Endpoint != id && !s.isAwaited(tx, c) {
-			// It was handed over to an endpoint that could not record it, as
-			// this one has it on record.
-			err = tx.dropClaim(c.Endpoint, a)
+		if own && c.From == "" && c.Reservation == name {
+			err = undo(tx, c, e, a)
+		} else if lostTo = reservedAs(name); own && !s.isAwaited(tx, c) {
+			err = tx.unclaim(a)
 		}
-		return reservedAs(name), err
+		if err != nil || lostTo != "" {
+			return lostTo, err
+		}
 	}
 	should := claimOf(tx.plan.host, e)
 	if c.Endpoint == id {
 		should.Since = c.Since
 	}
 	return "", tx.setClaim(a, should)
+}
+
+// undo takes an address, which the ledger gave to another endpoint of this host and
+// the file didn't, back from the reservation of that one.
+func undo(tx *transaction, c Claim, e Endpoint, a netip.Addr) error {
+	if err := amend(tx, c.owner(), []netip.Addr{a}, nil); err != nil || e.State != Published {
+		return err
+	}
+	return amend(tx, e, nil, []netip.Addr{a})
 }
 
 func reservedAs(name string) string { return fmt.Sprintf("reserved as %q", name) }
