@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -166,11 +167,15 @@ func (m *Member) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(retry):
+		case <-time.After(jitter(retry)):
 		}
 	}
 	return nil
 }
+
+// jitter is a time up to a quarter shorter, so that hosts to which the same happened
+// don't ask etcd all at once for ever after.
+func jitter(d time.Duration) time.Duration { return d - rand.N(d/4) }
 
 // report remembers why this host is not joined, nil if it is, and tells if that is news.
 func (m *Member) report(err error) {
@@ -252,25 +257,36 @@ func (m *Member) watched(revision int64, events []*clientv3.Event) int64 {
 	return revision
 }
 
+// page is how many keys are read of the ledger at once: some 700 kB. All of it may be
+// more than comes in the time of an attempt, and then would never come.
+const page = 2000
+
 // load reads the whole ledger, and returns the revision that it has read.
 func (m *Member) load(ctx context.Context) (revision int64, err error) {
 	m.mu.Lock()
 	latest := m.mirror.latest
 	m.mu.Unlock()
 	var all []change
-	err = m.door.ask(ctx, func(ctx context.Context, c *clientv3.Client) error {
-		response, err := c.Get(ctx, m.config.Prefix, clientv3.WithPrefix())
+	for key, more := m.config.Prefix, true; more; {
+		err = m.door.ask(ctx, func(ctx context.Context, c *clientv3.Client) error {
+			response, err := c.Get(ctx, key, clientv3.WithRange(clientv3.GetPrefixRangeEnd(m.config.Prefix)),
+				clientv3.WithLimit(page), clientv3.WithRev(revision))
+			if err != nil {
+				return err
+			}
+			if revision == 0 {
+				revision = response.Header.Revision
+			}
+			for _, kv := range response.Kvs {
+				all = append(all, m.changeOf(kv))
+				key = string(kv.Key) + "\x00"
+			}
+			more = response.More
+			return nil
+		})
 		if err != nil {
-			return err
+			return 0, fmt.Errorf("read the ledger: %w", err)
 		}
-		revision, all = response.Header.Revision, make([]change, len(response.Kvs))
-		for i, kv := range response.Kvs {
-			all[i] = m.changeOf(kv)
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("read the ledger: %w", err)
 	}
 	m.learn(func(mirror *mirror) []string { return mirror.reload(latest, revision, all) })
 	return revision, nil

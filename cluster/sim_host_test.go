@@ -164,12 +164,15 @@ type program struct {
 	store  *store.Store
 	// heard is opened when the session has something to look at: what the
 	// watch has told, or why it is to end.
-	heard    latch
-	trouble  error
-	writing  lock
-	driver   *simDriver
-	telling  bool
-	marked   time.Time // for noMargin
+	heard   latch
+	trouble error
+	writing lock
+	driver  *simDriver
+	telling bool
+	marked  time.Time // for noMargin
+	// calls are the engine's, which wait until all is restored.
+	restored bool
+	calls    []func(*proc)
 	sessions int
 }
 
@@ -215,7 +218,22 @@ func (h *simHost) start() {
 		p.driver.restore(proc)
 		p.member.Follow(p.driver)
 		p.driver.begin()
+		p.restored = true
+		for _, call := range p.calls {
+			s.spawn(p, call)
+		}
 		p.runMember(proc)
+	})
+}
+
+// call has the program do what the engine asks for.
+func (p *program) call(fn func(*proc)) {
+	p.do(func() {
+		if p.restored {
+			p.host.sim.spawn(p, fn)
+		} else {
+			p.calls = append(p.calls, fn)
+		}
 	})
 }
 

@@ -49,18 +49,16 @@ func (c *container) start(h *simHost) {
 	c.on, c.state = h, starting
 	life := h.program
 	h.note("starts %s", c.name)
-	life.do(func() {
-		c.sim.spawn(life, func(p *proc) {
-			err := life.driver.run(p, c)
-			if err != nil {
-				c.sim.check.did["refused"]++
-				h.note("%s doesn't start: %s", c.name, short(err))
-				c.ends()
-				return
-			}
-			c.sim.check.did["started"]++
-			c.state = running
-		})
+	life.call(func(p *proc) {
+		err := life.driver.run(p, c)
+		if err != nil {
+			c.sim.check.did["refused"]++
+			h.note("%s doesn't start: %s", c.name, short(err))
+			c.ends()
+			return
+		}
+		c.sim.check.did["started"]++
+		c.state = running
 	})
 }
 
@@ -76,15 +74,13 @@ func (c *container) stop() {
 		return
 	}
 	c.state = stopping
-	life.do(func() {
-		c.sim.spawn(life, func(p *proc) {
-			if e := life.driver.endpoints[id]; e != nil {
-				if err := life.driver.retire(p, e); err != nil {
-					c.on.note("%s is not retired: %s", id, short(err))
-				}
+	life.call(func(p *proc) {
+		if e := life.driver.endpoints[id]; e != nil {
+			if err := life.driver.retire(p, e); err != nil {
+				c.on.note("%s is not retired: %s", id, short(err))
 			}
-			c.ends()
-		})
+		}
+		c.ends()
 	})
 }
 
@@ -122,7 +118,7 @@ func (c *container) give(to *container) {
 		From: c.on.name, Since: time.Now().UTC(),
 	}
 	c.sim.check.did["given"]++
-	life.do(func() { c.sim.spawn(life, func(p *proc) { life.driver.handOver(p, e, a, claim) }) })
+	life.call(func(p *proc) { life.driver.handOver(p, e, a, claim) })
 }
 
 // work has containers come and go, and things befall the hosts, until a time.
