@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -320,10 +321,10 @@ func (d *simDriver) retire(p *proc, e *simEndpoint) error {
 // run is what the engine asks for when a container starts.
 func (d *simDriver) run(p *proc, c *container) error {
 	d.sim.endpoints++
-	e := newSimEndpoint(c.name + "-" + string(rune('a'+d.sim.endpoints%26)) + d.host().name[6:] + time.Duration(d.sim.endpoints).String())
+	e := newSimEndpoint(fmt.Sprintf("%s-%d", c.name, d.sim.endpoints) + d.sim.suffix)
 	e.c = c
 	c.endpoint = e.id
-	e.rec = store.Endpoint{ID: e.id, Network: "web", Name: c.name, State: store.Plumbed, Addresses: []netip.Prefix{c.inside}, Created: time.Now().UTC()}
+	e.rec = store.Endpoint{ID: e.id, Network: "web" + d.sim.suffix, Name: c.name, State: store.Plumbed, Addresses: []netip.Prefix{c.inside}, Created: time.Now().UTC()}
 	want := store.Want{
 		Reservation: c.reservation, Addresses: c.addresses,
 		Fits: func(netip.Addr, bool) error { return nil },

@@ -23,6 +23,7 @@ type simEtcd struct {
 	granted  int64
 	streams  []*stream
 	log      []logged // all that has changed
+	meter    *meter   // unless nil
 	// leaderless: nothing is answered. held is what was asked meanwhile and
 	// happens all the same once there is a leader again.
 	leaderless bool
@@ -191,6 +192,7 @@ func (e *simEtcd) do(ops []*etcdserverpb.RequestOp) (responses []*etcdserverpb.R
 	if len(changes) > 0 {
 		e.revision = revision
 		e.log = append(e.log, logged{revision, changes})
+		e.meter.tell(changes)
 		for _, s := range e.streams {
 			s.send(changes)
 		}

@@ -88,38 +88,42 @@ func (d *simDoor) call(do func(*simEtcd) (any, error)) (answer any, err error) {
 	return answer, err
 }
 
-func ask[T any](d *simDoor, do func(*simEtcd) (T, error)) (T, error) {
-	answer, err := d.call(func(e *simEtcd) (any, error) { return do(e) })
+func ask[T any](d *simDoor, kind string, request any, do func(*simEtcd) (T, error)) (T, error) {
+	answer, err := d.call(func(e *simEtcd) (any, error) {
+		answer, err := do(e)
+		e.meter.count(kind, request, answer)
+		return answer, err
+	})
 	t, _ := answer.(T)
 	return t, err
 }
 
 // Range, Put and Txn are etcdserverpb.KVClient's.
 func (d *simDoor) Range(_ context.Context, r *etcdserverpb.RangeRequest, _ ...grpc.CallOption) (*etcdserverpb.RangeResponse, error) {
-	return ask(d, func(e *simEtcd) (*etcdserverpb.RangeResponse, error) { return e.get(r), nil })
+	return ask(d, "reads", r, func(e *simEtcd) (*etcdserverpb.RangeResponse, error) { return e.get(r), nil })
 }
 
 func (d *simDoor) Put(_ context.Context, r *etcdserverpb.PutRequest, _ ...grpc.CallOption) (*etcdserverpb.PutResponse, error) {
-	return ask(d, func(e *simEtcd) (*etcdserverpb.PutResponse, error) {
+	return ask(d, "writes", r, func(e *simEtcd) (*etcdserverpb.PutResponse, error) {
 		_, err := e.do([]*etcdserverpb.RequestOp{{Request: &etcdserverpb.RequestOp_RequestPut{RequestPut: r}}})
 		return &etcdserverpb.PutResponse{Header: e.header()}, err
 	})
 }
 
 func (d *simDoor) Txn(_ context.Context, r *etcdserverpb.TxnRequest, _ ...grpc.CallOption) (*etcdserverpb.TxnResponse, error) {
-	return ask(d, func(e *simEtcd) (*etcdserverpb.TxnResponse, error) { return e.txn(r) })
+	return ask(d, kindOf(r), r, func(e *simEtcd) (*etcdserverpb.TxnResponse, error) { return e.txn(r) })
 }
 
 // Grant, KeepAliveOnce and TimeToLive are clientv3.Lease's.
 func (d *simDoor) Grant(_ context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
-	return ask(d, func(e *simEtcd) (*clientv3.LeaseGrantResponse, error) {
+	return ask(d, "writes", nil, func(e *simEtcd) (*clientv3.LeaseGrantResponse, error) {
 		l := e.grant(time.Duration(ttl)*time.Second, d.life.host.pace)
 		return &clientv3.LeaseGrantResponse{ResponseHeader: e.header(), ID: clientv3.LeaseID(l.id), TTL: ttl}, nil
 	})
 }
 
 func (d *simDoor) KeepAliveOnce(_ context.Context, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
-	return ask(d, func(e *simEtcd) (*clientv3.LeaseKeepAliveResponse, error) {
+	return ask(d, "renewals", nil, func(e *simEtcd) (*clientv3.LeaseKeepAliveResponse, error) {
 		l := e.leases[int64(id)]
 		if l == nil || l.left(e.sim.now()) <= 0 {
 			return nil, rpctypes.ErrLeaseNotFound
@@ -130,7 +134,7 @@ func (d *simDoor) KeepAliveOnce(_ context.Context, id clientv3.LeaseID) (*client
 }
 
 func (d *simDoor) TimeToLive(_ context.Context, id clientv3.LeaseID, _ ...clientv3.LeaseOption) (*clientv3.LeaseTimeToLiveResponse, error) {
-	return ask(d, func(e *simEtcd) (*clientv3.LeaseTimeToLiveResponse, error) {
+	return ask(d, "reads", nil, func(e *simEtcd) (*clientv3.LeaseTimeToLiveResponse, error) {
 		answer := &clientv3.LeaseTimeToLiveResponse{ResponseHeader: e.header(), ID: id, TTL: -1}
 		if l := e.leases[int64(id)]; l != nil {
 			answer.TTL = int64(l.left(e.sim.now()) / time.Second)

@@ -56,6 +56,8 @@ type sim struct {
 	ttl        time.Duration
 	running    *proc // nil while no process runs
 	endpoints  int   // made so far
+	// suffix makes ids as long as the engine's.
+	suffix string
 	// loss is the share of frames on the segment that are lost for a receiver.
 	loss float64
 

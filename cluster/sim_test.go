@@ -28,14 +28,19 @@ const (
 	simCalm    = time.Minute + 2*simReclaimInterval + 5*time.Second
 )
 
+func newSim(t *testing.T, dir string, seed uint64, p plant) *sim {
+	s := &sim{
+		t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 0)), start: time.Now(), plant: p, dir: dir, check: newChecks(),
+		pool: ledgertest.Parse(t, "203.0.113.64/28"), ttl: DefaultTTL,
+	}
+	s.etcd = newSimEtcd(s)
+	return s
+}
+
 // simulate runs a seed, and returns what was looked at.
 func simulate(t *testing.T, dir string, seed uint64, p plant) (s *sim) {
 	synctest.Test(t, func(t *testing.T) {
-		s = &sim{
-			t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 0)), start: time.Now(), plant: p, dir: dir, check: newChecks(),
-			pool: ledgertest.Parse(t, "203.0.113.64/28"),
-		}
-		s.etcd = newSimEtcd(s)
+		s = newSim(t, dir, seed, p)
 		s.ttl = []time.Duration{3 * time.Second, 5 * time.Second, 10 * time.Second}[s.rand.IntN(3)]
 		for i := range 3 + s.rand.IntN(3) {
 			h := newSimHost(s, i)
@@ -65,12 +70,17 @@ func simulate(t *testing.T, dir string, seed uint64, p plant) (s *sim) {
 		if !s.failed {
 			s.atLast()
 		}
-		for _, h := range s.hosts {
-			h.crash()
-			_ = os.Remove(filepath.Join(dir, h.name+".db"))
-		}
+		s.end()
 	})
 	return s
+}
+
+// end ends all programs, and removes their files.
+func (s *sim) end() {
+	for _, h := range s.hosts {
+		h.crash()
+		_ = os.Remove(filepath.Join(s.dir, h.name+".db"))
+	}
 }
 
 // failure is what is wrong, with what came before it, and how to see it again.

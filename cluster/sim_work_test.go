@@ -114,7 +114,7 @@ func (c *container) give(to *container) {
 	}
 	a := e.rec.External[c.sim.rand.IntN(len(e.rec.External))]
 	claim := store.Claim{
-		Host: to.on.name, Endpoint: other.id, Network: "web", Container: to.name, Reservation: other.rec.Reservation,
+		Host: to.on.name, Endpoint: other.id, Network: "web" + c.sim.suffix, Container: to.name, Reservation: other.rec.Reservation,
 		From: c.on.name, Since: time.Now().UTC(),
 	}
 	c.sim.check.did["given"]++

@@ -124,6 +124,9 @@ func (s *Store) Given() (map[netip.Addr]Claim, error) {
 		return given, nil
 	}
 	err := s.ledger.Scan(claimsPrefix, func(key string, value []byte) error {
+		if !mayBeOf(value, s.ledger.Host()) {
+			return nil
+		}
 		c, _, err := parseClaim(value)
 		if a, ok := addressOf(key); ok && c.Host == s.ledger.Host() && c.From != "" {
 			given[a] = c

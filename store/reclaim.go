@@ -77,6 +77,9 @@ func (s *Store) differing() (list []netip.Addr, err error) {
 	given := map[Claim]bool{}
 	mine := map[netip.Addr]Claim{}
 	err = s.ledger.Scan(claimsPrefix, func(key string, value []byte) error {
+		if !mayBeOf(value, s.ledger.Host()) {
+			return nil
+		}
 		c, _, err := parseClaim(value)
 		a, ok := addressOf(key)
 		if err != nil || !ok || c.Host != s.ledger.Host() {
