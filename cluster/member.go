@@ -257,9 +257,10 @@ func (m *Member) watched(revision int64, events []*clientv3.Event) int64 {
 	return revision
 }
 
-// page is how many keys are read of the ledger at once: some 700 kB. All of it may be
-// more than comes in the time of an attempt, and then would never come.
-const page = 2000
+// page is how many keys are read of the ledger at once: some 1.4 MB. All of it may be
+// more than comes in the time of an attempt, and then would never come; for each page
+// etcd 3.4 goes through all keys that follow.
+const page = 5000
 
 // load reads the whole ledger, and returns the revision that it has read.
 func (m *Member) load(ctx context.Context) (revision int64, err error) {

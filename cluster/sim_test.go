@@ -121,6 +121,9 @@ const simSeeds = 2000
 func TestSimulation(t *testing.T) {
 	quiet(t)
 	first, n := uint64(1), simSeeds
+	if slow {
+		n = 50
+	}
 	if text := os.Getenv("EXTIP_SIM_SEEDS"); text != "" {
 		var err error
 		if n, err = strconv.Atoi(text); err != nil {
@@ -195,7 +198,11 @@ func TestSimulationRepeats(t *testing.T) {
 // TestSimulationFinds: faults are found within the seeds that TestSimulation looks at.
 func TestSimulationFinds(t *testing.T) {
 	quiet(t)
-	for _, p := range []plant{noMargin, blindRelease, blindRetry, alwaysDefends, oldNews, neverConfirms, assumesMade} {
+	plants := []plant{alwaysDefends, assumesMade, noMargin, blindRelease, blindRetry, oldNews, neverConfirms}
+	if slow {
+		plants = plants[:2]
+	}
+	for _, p := range plants {
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()
 			dir := simDir(t)
