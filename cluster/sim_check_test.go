@@ -9,6 +9,7 @@ import (
 
 	"github.com/extip/extip/store"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // bound is how long two hosts may answer for an address at most, once the one that
@@ -87,12 +88,12 @@ func (s *sim) claimChanged(key string, kv *mvccpb.KeyValue) {
 	s.look()
 }
 
-// claimed is told of each endpoint that was made: it has its claims, or the lease
-// that they were made on has ended since.
-func (s *sim) claimed(d *simDriver, e store.Endpoint) {
+// claimed is told of each endpoint that was made, and of the lease before: it has its
+// claims, or the lease that they were made on has ended since.
+func (s *sim) claimed(d *simDriver, e store.Endpoint, lease clientv3.LeaseID) {
 	for _, a := range e.External {
 		c := s.check.claims[a]
-		if s.etcd.leases[int64(d.life.member.lease)] != nil && (c.Host != d.host().name || c.Endpoint != e.ID) {
+		if s.etcd.leases[int64(lease)] != nil && lease == d.life.member.lease && (c.Host != d.host().name || c.Endpoint != e.ID) {
 			s.wrong("%s made %s with %s, which is claimed by %q of %q", d.host().name, e.ID, a, c.Endpoint, c.Host)
 		}
 	}

@@ -169,6 +169,7 @@ func (d *simDriver) claim(p *proc, e *simEndpoint, want store.Want) error {
 	p.lock(&e.mu)
 	defer p.unlock(&e.mu)
 	var rec store.Endpoint
+	lease := d.life.member.lease
 	err := d.life.write(p, func() (err error) {
 		rec, err = d.life.store.CreateEndpoint(e.rec, want)
 		return err
@@ -176,7 +177,7 @@ func (d *simDriver) claim(p *proc, e *simEndpoint, want store.Want) error {
 	if err != nil {
 		return err
 	}
-	d.sim.claimed(d, rec)
+	d.sim.claimed(d, rec, lease)
 	e.rec, e.known = rec, true
 	d.endpoints[e.id] = e
 	d.host().links[e.id] = true
