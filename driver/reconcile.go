@@ -24,7 +24,9 @@ func (d *Driver) Restore() error {
 	}
 	_, err := d.syncUplinks()
 	if d.cluster != nil {
-		d.loseAll()
+		unserved, err := d.loseUnserved()
+		errs = append(errs, err)
+		d.reclaimBut(unserved)
 		d.LedgerJoined() // for what has to wait until all is restored
 	}
 	errs = append(errs, err, d.probeMissing())
