@@ -68,7 +68,7 @@ func (l *Lab) checkLimit(t *testing.T, s Subject, x limitView) {
 		if want == 0 {
 			wanted = nil
 		}
-		if got := from.Flows(join(to, 9999), many); !maps.Equal(got, wanted) {
+		if got := from.Flows(join(to, 9999), many, want); !maps.Equal(got, wanted) {
 			t.Errorf("%s: of %d flows from %s to %s, answered are %v, want %d by %s", what, many, from.Name, to, got, want, by)
 		}
 	}
@@ -97,7 +97,7 @@ func (l *Lab) checkLimit(t *testing.T, s Subject, x limitView) {
 	if nowIn, nowOut := dropped(); nowIn-in != 2*many-few || nowOut-out != many-few {
 		t.Errorf("%s: %d packets in and %d out were counted, want %d and %d", x.external, nowIn-in, nowOut-out, 2*many-few, many-few)
 	}
-	if !inTCP.Say() || !outTCP.Say() {
+	if !inTCP.Say(true) || !outTCP.Say(true) {
 		t.Error("connections of before don't go on")
 	}
 
@@ -107,7 +107,7 @@ func (l *Lab) checkLimit(t *testing.T, s Subject, x limitView) {
 	if got := cli.Ask("tcp", join(x.external, 80)); got != "" {
 		t.Errorf("the second of one connection: %q", got)
 	}
-	if !first.Say() {
+	if !first.Say(true) {
 		t.Error("the first connection doesn't go on")
 	}
 	first.Close()
@@ -127,7 +127,7 @@ func (l *Lab) checkLimit(t *testing.T, s Subject, x limitView) {
 		to, by string
 	}{{cli, x.external, "c1"}, {c1, x.client, "cli"}} {
 		began := time.Now()
-		got := way.from.Flows(join(way.to, 9999), many)[way.by]
+		got := way.from.Flows(join(way.to, 9999), many, 1)[way.by]
 		most := rate + int(rate*time.Since(began).Seconds()) + 1
 		if got == 0 || got > most || most < many && got == many {
 			t.Errorf("%s opens %d flows, %d a second: answered are %d, want 1 to %d", way.from.Name, many, rate, got, most)

@@ -185,13 +185,16 @@ func (n *Node) Tap(dev string) *Tap {
 }
 
 // Heard tells whether a frame with these bytes has come.
-func (t *Tap) Heard(mark []byte) bool {
+func (t *Tap) Heard(mark []byte) bool { return t.Count(mark) > 0 }
+
+// Count is how many frames with these bytes have come.
+func (t *Tap) Count(mark []byte) (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, f := range t.heard {
 		if bytes.Contains(f, mark) {
-			return true
+			n++
 		}
 	}
-	return false
+	return n
 }
