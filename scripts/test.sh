@@ -11,7 +11,7 @@ if ((EUID == 0)); then
 	say "what the tests need"
 	need_engine
 	need iptables=iptables nft=nftables ip=iproute2 sysctl=procps mount=mount conntrack=conntrack ethtool=ethtool \
-		ovs-vswitchd=openvswitch-switch mmdebstrap=mmdebstrap dbus-daemon=dbus-daemon ssh=openssh-client curl=curl \
+		ovs-vswitchd=openvswitch-switch mmdebstrap=mmdebstrap dbus-daemon=dbus-daemon python3=python3 ssh=openssh-client curl=curl \
 		docker-registry=docker-registry docker-compose=docker-compose \
 		git=git make=make shellcheck=shellcheck
 	need_go
