@@ -22,7 +22,10 @@ func (d *Driver) Restore() error {
 		d.log.WithField("kept", aside).Error("the state file was damaged; a new one begins")
 		errs = append(errs, d.rebuild())
 	}
-	_, err := d.syncUplinks()
+	// The barrier is there before anything that it stands before.
+	_, err := d.syncBarrier()
+	errs = append(errs, err)
+	_, err = d.syncUplinks()
 	errs = append(errs, err, d.probeMissing())
 	// Rules first, even for what is about to be removed: an alias must not
 	// be without its mapping for a moment.
@@ -130,6 +133,7 @@ func (r *repair) run() {
 	}
 	r.removals()
 	r.orphans()
+	r.barrier()
 	ok := r.rules()
 	r.guard()
 	if !ok {
