@@ -1,9 +1,14 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/extip/extip/internal/nettest"
 )
@@ -65,6 +70,61 @@ func bans() []ban {
 		firewalld("--add-rich-rule='rule family=ipv4 source address=203.0.113.201 drop'", "--remove-rich-rule='rule family=ipv4 source address=203.0.113.201 drop'", "any", false),
 		direct("ipv4 filter DOCKER-USER 0 -s 203.0.113.201 -j DROP", "any", true),
 		direct("ipv4 raw PREROUTING 0 -d 203.0.113.56 -p tcp --dport 8080 -j DROP", "external", true),
+	}
+}
+
+// TestFirewallsDoc holds the table in docs/firewalls.md to the bans.
+func TestFirewallsDoc(t *testing.T) {
+	var rows []string
+	for _, b := range bans() {
+		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s |", b.rule, b.sees, map[bool]string{true: "yes", false: "no"}[b.says]))
+	}
+	_, after, _ := strings.Cut(firewallsDoc(t), "|---|---|---|\n")
+	have, _, _ := strings.Cut(after, "\n\n")
+	if diff := cmp.Diff(strings.Join(rows, "\n"), have); diff != "" {
+		t.Errorf("docs/firewalls.md (-want +got):\n%s", diff)
+	}
+}
+
+func firewallsDoc(t *testing.T) string {
+	t.Helper()
+	content, err := os.ReadFile("../docs/firewalls.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+var (
+	inTable   = regexp.MustCompile(`^table \S+ (\S+) \{`)
+	inChain   = regexp.MustCompile(`^\s*chain (\S+) \{`)
+	baseChain = regexp.MustCompile(`type \w+ hook (prerouting|input|forward|postrouting) priority (-?\d+);`)
+)
+
+// checkPicture holds the picture in docs/firewalls.md to the hooks that are in
+// use on the host.
+func (l *lab) checkPicture(t *testing.T) {
+	t.Helper()
+	doc := firewallsDoc(t)
+	var table, chain string
+	for line := range strings.Lines(l.must("nft", "-y", "list", "ruleset")) {
+		if m := inTable.FindStringSubmatch(line); m != nil {
+			table = m[1]
+		}
+		if m := inChain.FindStringSubmatch(line); m != nil {
+			chain = m[1]
+		}
+		hook := baseChain.FindStringSubmatch(line)
+		if hook == nil || table == "mine" || strings.Contains(line, "priority -310") { // the guard's, of bridges
+			continue
+		}
+		owner := table + " " + chain
+		if table != "extip" && table != "firewalld" {
+			owner = "iptables " + owner
+		}
+		if !regexp.MustCompile(fmt.Sprintf(`(?m)^[ │]*%s +%s +%s\b`, hook[1], hook[2], owner)).MatchString(doc) {
+			t.Errorf("the picture lacks %s %s %s", hook[1], hook[2], owner)
+		}
 	}
 }
 
@@ -142,7 +202,7 @@ func TestFirewalls(t *testing.T) {
 				lab.startPlugin()
 				lab.host.Serve(22)
 				guest := lab.lan.Attach("guest", guestAddr+"/24")
-				lab.dual("web", "172.31.0.0/16", "2001:db8:31::/64", "extip.pool=203.0.113.56-203.0.113.62,2001:db8::56-2001:db8::5f", "com.docker.network.bridge.name=br-web")
+				lab.dual("web", "172.31.0.0/16", "2001:db8:31::/64", "extip.ports=tcp/1-65535,udp/1-65535,icmp", "extip.pool=203.0.113.56-203.0.113.62,2001:db8::56-2001:db8::5f", "com.docker.network.bridge.name=br-web")
 				web := lab.run("web", "--network", "name=web,\"driver-opt=extip.address=203.0.113.56,2001:db8::56\"")
 				works := func(guestSees string) {
 					t.Helper()
@@ -157,6 +217,7 @@ func TestFirewalls(t *testing.T) {
 					})
 				}
 				works("web saw " + guestAddr)
+				lab.checkPicture(t)
 				for _, b := range bans() {
 					if b.wall == w.name {
 						b.try(t, lab, guest)
@@ -164,13 +225,16 @@ func TestFirewalls(t *testing.T) {
 				}
 				lab.must("sh", "-c", w.keep)
 				for _, r := range w.reloads {
-					watch := watchPort(t, lab.outside, "203.0.113.56:22")
+					watch := watchPort(t, lab.outside, "tcp", "203.0.113.56:22")
 					took := repairTime(t, lab.outside, "203.0.113.56:80", "web saw "+outsideAddr, func() { r.do(lab) })
 					time.Sleep(300 * time.Millisecond)
 					asked, answered, longest := watch.stop()
 					t.Logf("%-8s %-32s works after %v; %d questions to the host, %d answers, for at most %v", backend, r.name, took.Round(time.Millisecond), asked, answered, longest)
 					if took > slack*time.Second {
 						t.Errorf("%s: works again only after %v", r.name, took)
+					}
+					if asked == 0 || answered > 0 {
+						t.Errorf("%s: of %d questions, the host answers %d on an external address", r.name, asked, answered)
 					}
 					guestSees := ""
 					if r.off {
