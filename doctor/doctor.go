@@ -33,6 +33,10 @@ type Network struct {
 	Parent, On string
 	// Gateways are the bridge's own addresses.
 	Gateways []netip.Prefix
+
+	// in is where packets from outside come in: by Parent, or where that is
+	// lo, by the interface of the default route.
+	in string
 }
 
 // An Address is an external one that belongs to a container.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
@@ -35,8 +36,11 @@ type peerKey struct {
 
 func (d *Doctor) exam(ctx context.Context, s Subject) (*exam, error) {
 	x := &exam{Doctor: d, ctx: ctx, subject: s, networks: map[string]Network{}, own: map[netip.Addr]bool{}, peers: map[peerKey]netip.Addr{}}
-	for _, n := range s.Networks {
-		x.networks[n.ID] = n
+	x.subject.Networks = slices.Clone(s.Networks)
+	for i := range s.Networks {
+		n := &x.subject.Networks[i]
+		n.in = x.wayIn(n.Parent)
+		x.networks[n.ID] = *n
 	}
 	var err error
 	if x.links, err = d.Host.Links(); err != nil {
@@ -76,16 +80,26 @@ func (x *exam) setting(path string) (value int, ok bool) {
 	return value, err == nil
 }
 
-// parents are the interfaces that carry external addresses, with the families
-// that are used there.
+// wayIn is where packets for the addresses of a parent come in.
+func (x *exam) wayIn(parent string) string {
+	if parent == "lo" {
+		if name, err := x.Host.DefaultParent(); err == nil {
+			return name
+		}
+	}
+	return parent
+}
+
+// parentsOf are the interfaces by which packets for external addresses come in,
+// with the families that are used there.
 func (x *exam) parentsOf() map[string]link.Families {
 	parents := map[string]link.Families{}
 	for _, n := range x.subject.Networks {
-		if n.Internal || n.Parent == "" {
+		if n.Internal || n.in == "" {
 			continue
 		}
-		f, of := parents[n.Parent], link.FamiliesOf(n.Subnets)
-		parents[n.Parent] = link.Families{V4: f.V4 || of.V4, V6: f.V6 || of.V6}
+		f, of := parents[n.in], link.FamiliesOf(n.Subnets)
+		parents[n.in] = link.Families{V4: f.V4 || of.V4, V6: f.V6 || of.V6}
 	}
 	return parents
 }

@@ -88,7 +88,7 @@ func (x *exam) forwarding() []Finding {
 		if n.Internal {
 			continue
 		}
-		interfaces := append([]string{n.Bridge, n.Parent}, n.Uplinks...)
+		interfaces := append([]string{n.Bridge, n.in}, n.Uplinks...)
 		for _, path := range x.notForwarding(link.FamiliesOf(n.Subnets), interfaces) {
 			if !slices.Contains(off, path) {
 				off = append(off, path)
@@ -385,7 +385,7 @@ func (x *exam) sources() (found []Finding) {
 // strict tells whether the kernel would drop a packet from far away to an
 // address on a parent.
 func (x *exam) strict(a Address, parent string) bool {
-	if x.networks[a.Network].Parent != parent || !a.External.Is4() {
+	if x.networks[a.Network].in != parent || !a.External.Is4() {
 		return false
 	}
 	way, err := x.Host.Way(link.Journey{From: far(a.External), To: a.External, In: parent})

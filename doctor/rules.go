@@ -71,17 +71,17 @@ type leg struct {
 // among the network's containers where rules see that.
 func (x *exam) legs(a Address) []leg {
 	n := x.networks[a.Network]
-	peer := x.somebody(n.Parent, a.External)
-	bridge, parent := x.iface(n.Bridge), x.iface(n.Parent)
-	in := leg{"from " + n.Parent + " to " + n.Bridge,
+	peer := x.somebody(n.in, a.External)
+	bridge, parent := x.iface(n.Bridge), x.iface(n.in)
+	in := leg{"from " + n.in + " to " + n.Bridge,
 		nat.Packet{In: parent, Out: bridge, Src: peer, Dst: a.Internal, DNAT: true, OrigDst: a.External},
 		fmt.Sprintf("oifname %q accept", n.Bridge), nat.Shell("-o", n.Bridge, "-j", "ACCEPT")}
 	back := leg{"back from " + n.Bridge,
 		nat.Packet{In: bridge, Out: parent, Src: a.Internal, Dst: peer, Reply: true, DNAT: true, OrigDst: a.External},
 		fmt.Sprintf("iifname %q ct state established,related accept", n.Bridge), nat.Shell("-i", n.Bridge, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT")}
-	out := leg{"from " + n.Bridge + " to " + n.Parent,
+	out := leg{"from " + n.Bridge + " to " + n.in,
 		nat.Packet{In: bridge, Out: parent, Src: a.Internal, Dst: peer},
-		fmt.Sprintf("iifname %q oifname %q accept", n.Bridge, n.Parent), nat.Shell("-i", n.Bridge, "-o", n.Parent, "-j", "ACCEPT")}
+		fmt.Sprintf("iifname %q oifname %q accept", n.Bridge, n.in), nat.Shell("-i", n.Bridge, "-o", n.in, "-j", "ACCEPT")}
 	legs := []leg{in, back, out}
 	if x.bridgeFilters(a.External) {
 		within := in
@@ -136,7 +136,7 @@ func (x *exam) filters() (found []Finding) {
 			}
 			add(*r, l.what, accept, x.tables.Unadmitted(*r, l.packet))
 		}
-		p := x.come(a, x.somebody(n.Parent, a.External), n.Parent)
+		p := x.come(a, x.somebody(n.in, a.External), n.in)
 		if _, _, r := x.enter(p); r != nil && !r.Ours {
 			accept := "-d " + a.External.String() + " -j ACCEPT"
 			if r.Tool == "nft" {
@@ -206,7 +206,7 @@ func (x *exam) mappings() (found []Finding) {
 	var none, wrong, hidden []string
 	for _, a := range x.subject.Addresses {
 		n := x.networks[a.Network]
-		_, in, _ := x.enter(x.come(a, x.somebody(n.Parent, a.External), n.Parent))
+		_, in, _ := x.enter(x.come(a, x.somebody(n.in, a.External), n.in))
 		switch {
 		case in == nil:
 			none = append(none, a.External.String())
@@ -232,7 +232,7 @@ func (x *exam) mappings() (found []Finding) {
 // leave is the translation of a connection that a container opens.
 func (x *exam) leave(a Address) *nat.Ruling {
 	n := x.networks[a.Network]
-	return translation(x.ask(nat.Postrouting, nat.Packet{Out: x.iface(n.Parent), Src: a.Internal, Dst: x.somebody(n.Parent, a.External)}))
+	return translation(x.ask(nat.Postrouting, nat.Packet{Out: x.iface(n.in), Src: a.Internal, Dst: x.somebody(n.in, a.External)}))
 }
 
 // owners: somebody else may translate the same addresses.
@@ -246,7 +246,7 @@ func (x *exam) owners() (found []Finding) {
 	}
 	for _, a := range x.subject.Addresses {
 		n := x.networks[a.Network]
-		_, in, _ := x.enter(x.come(a, x.somebody(n.Parent, a.External), n.Parent))
+		_, in, _ := x.enter(x.come(a, x.somebody(n.in, a.External), n.in))
 		if in != nil && !in.Ours {
 			add(Fail, *in, fmt.Sprintf("takes %s before extip", a.External), "packets don't reach the container")
 		}

@@ -106,7 +106,7 @@ func (w *walk) address() (string, bool) {
 	}
 	w.addr = w.subject.Addresses[i]
 	w.network = w.networks[w.addr.Network]
-	w.in, w.from = w.network.Parent, w.question.From
+	w.in, w.from = w.network.in, w.question.From
 	if !w.from.IsValid() {
 		w.from = w.somebody(w.in, w.question.To)
 	}
@@ -124,7 +124,7 @@ func (w *walk) address() (string, bool) {
 }
 
 // inside tells whether the packet comes from a container.
-func (w *walk) inside() bool { return w.in != w.network.Parent }
+func (w *walk) inside() bool { return w.in != w.network.in }
 
 func (w *walk) parent() (string, bool) {
 	name := w.in

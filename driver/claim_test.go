@@ -315,6 +315,19 @@ func TestReservation(t *testing.T) {
 	}
 }
 
+// TestParentLo: what is put on lo leaves by the default route, so that its MTU
+// is the containers'.
+func TestParentLo(t *testing.T) {
+	l := newLab(t)
+	l.network("extip.parent", "lo", "extip.pool", "203.0.113.56-203.0.113.58")
+	if err := l.run(epID, "172.31.0.2/16"); err != nil {
+		t.Fatal(err)
+	}
+	if machine := l.host.String(); strings.Count(machine, "mtu 1500") != 2 || !strings.Contains(machine, "addr 203.0.113.56/32 on lo") {
+		t.Errorf("the machine is:\n%s", machine)
+	}
+}
+
 func TestAliasPlaces(t *testing.T) {
 	for where, want := range map[string]string{"parent": "addr 203.0.113.56/32 on br-ex", "lo": "addr 203.0.113.56/32 on lo", "none": ""} {
 		l := newLab(t)

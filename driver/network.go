@@ -293,6 +293,19 @@ func (d *Driver) choosePool(n *store.Network) error {
 // has more than an Ethernet segment ever passes.
 const maxMTU = 9000
 
+// mtuOf is the MTU of containers where none is asked for: that of the network's
+// parent, or where this is lo, of the interface of the default route, if any.
+func (d *Driver) mtuOf(name string, parent link.ParentInfo) int {
+	if name == "lo" {
+		if way, err := d.kernel.DefaultParent(); err == nil {
+			if out, err := d.kernel.Parent(way); err == nil {
+				parent = out
+			}
+		}
+	}
+	return min(parent.MTU, maxMTU)
+}
+
 // chooseParent fills in the parent, and the MTU that comes with it.
 func (d *Driver) chooseParent(n *store.Network) (err error) {
 	if n.Parent == "" {
@@ -312,7 +325,7 @@ func (d *Driver) chooseParent(n *store.Network) (err error) {
 		return fmt.Errorf("extip.parent=%s: it is a port of %s, which has the addresses; name that", n.Parent, parent.Master)
 	}
 	if n.MTU == 0 {
-		n.MTU = min(parent.MTU, maxMTU)
+		n.MTU = d.mtuOf(n.Parent, parent)
 	}
 	return nil
 }

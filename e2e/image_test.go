@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"os"
@@ -98,19 +99,20 @@ func (l *lab) importRecipe() {
 var recipeCommand = []string{"mmdebstrap", "--quiet", "--variant=essential",
 	"--include=openssh-server,apache2", "--dpkgopt=path-exclude=/usr/share/doc/*", "--format=tar"}
 
+// cacheDir is where later runs find what takes long to get.
+func cacheDir() string {
+	return filepath.Join(cmp.Or(os.Getenv("XDG_CACHE_HOME"), "/var/cache"), "extip")
+}
+
 // cached returns the file that a command of mmdebstrap makes. That takes half a
 // minute, so it is kept where later runs find it, named by what it is made of.
 func cached(name string, command []string) (string, error) {
-	cache := os.Getenv("XDG_CACHE_HOME")
-	if cache == "" {
-		cache = "/var/cache"
-	}
 	release, err := os.ReadFile("/etc/os-release")
 	if err != nil {
 		return "", err
 	}
 	key := sha256.Sum256(append(release, strings.Join(command, " ")...))
-	file := filepath.Join(cache, "extip", fmt.Sprintf("%s-%x.tar", name, key[:6]))
+	file := filepath.Join(cacheDir(), fmt.Sprintf("%s-%x.tar", name, key[:6]))
 	if exists(file) {
 		return file, nil
 	}

@@ -51,7 +51,7 @@ type options struct {
 	backend string
 	// parent is what carries the host's address: "bridge", the usual one, is
 	// a Linux bridge br-ex over eth0; "ovs" is an Open vSwitch bridge br-ex
-	// over eth0; "eth0" is eth0 itself.
+	// over eth0; "eth0" is eth0 itself; "none" leaves eth0 to the test.
 	parent string
 	// daemon is the engine's daemon.json, {} if empty.
 	daemon string
@@ -93,15 +93,10 @@ type lab struct {
 // newLab builds the lab and starts engine and plugin. It goes with the test.
 func newLab(t testing.TB, o options) *lab {
 	t.Helper()
-	nettest.Require(t, isRoot(), "root")
 	if o.engine == "" {
 		o.engine = os.Getenv("EXTIP_TEST_ENGINE")
 	}
-	for _, tool := range []string{"dockerd", "docker", "containerd", "runc", "iptables", "nsenter"} {
-		if o.engine == "" || tool == "iptables" || tool == "nsenter" {
-			nettest.RequireTool(t, tool)
-		}
-	}
+	requireEngine(t, o.engine)
 	lan := nettest.NewSegment(t)
 	l := &lab{
 		outside: lan.Attach("outside", outsideAddr+"/24", outsideAddr6+"/64"),
@@ -118,6 +113,18 @@ func newLab(t testing.TB, o options) *lab {
 		l.startPlugin()
 	}
 	return l
+}
+
+// requireEngine requires what a lab with an engine needs: that of a directory,
+// or else the one on PATH.
+func requireEngine(t testing.TB, dir string) {
+	t.Helper()
+	nettest.Require(t, isRoot(), "root")
+	for _, tool := range []string{"dockerd", "docker", "containerd", "runc", "iptables", "nsenter"} {
+		if dir == "" || tool == "iptables" || tool == "nsenter" {
+			nettest.RequireTool(t, tool)
+		}
+	}
 }
 
 // neighbour is another host on the segment, with that address, switched on and

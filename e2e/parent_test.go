@@ -11,6 +11,8 @@ import (
 func (l *lab) connectParent() {
 	l.t.Helper()
 	switch l.opts.parent {
+	case "none":
+		return
 	case "eth0":
 		l.parent = "eth0"
 	case "", "bridge":

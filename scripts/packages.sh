@@ -35,6 +35,36 @@ apt_install() (
 		{ tail -20 "$log" >&2; die "apt-get could not install: $*"; }
 )
 
+# need_routing: BIRD and FRR. Installed, their daemons would run from the
+# machine's next start on; so they are only unpacked, where e2e looks for them.
+need_routing() (
+	root=${XDG_CACHE_HOME:-/var/cache}/extip/routing
+	[[ ! -d $root/bin ]] || return 0
+	apt_unpack "$root" bird2 frr
+	libs=("$root"/usr/lib/*-linux-gnu{,/frr})
+	mkdir "$root/new"
+	for program in "$root"/usr/{sbin/bird,bin/vtysh,lib/frr/{zebra,bfdd,bgpd}}; do
+		printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$(IFS=:; echo "${libs[*]}")" "$program" >"$root/new/${program##*/}"
+	done
+	chmod 755 "$root"/new/*
+	mv "$root/new" "$root/bin"
+)
+
+# apt_unpack DIR PACKAGE...: unpacks packages, and what they need and the
+# machine doesn't have, and installs nothing.
+apt_unpack() (
+	log=$(mktemp) debs=$(mktemp -d) dir=$1
+	trap 'rm -rf "$log" "$debs"' EXIT
+	shift
+	echo "   unpacking: $*"
+	{
+		apt-get -q update
+		apt-get -q -y --no-install-recommends --download-only --reinstall -o Dir::Cache::archives="$debs" install "$@"
+	} >"$log" 2>&1 </dev/null || { tail -20 "$log" >&2; die "apt-get could not download: $*"; }
+	rm -rf "$dir" && mkdir -p "$dir"
+	for deb in "$debs"/*.deb; do dpkg-deb -x "$deb" "$dir"; done
+)
+
 # need_go: any Go since 1.21 will do, as it fetches the one that go.mod names.
 need_go() {
 	local have candidate

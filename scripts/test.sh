@@ -14,6 +14,7 @@ if ((EUID == 0)); then
 		ovs-vswitchd=openvswitch-switch mmdebstrap=mmdebstrap dbus-daemon=dbus-daemon python3=python3 ssh=openssh-client curl=curl \
 		docker-registry=docker-registry docker-compose=docker-compose \
 		git=git make=make shellcheck=shellcheck
+	need_routing
 	need_go
 fi
 go version

@@ -432,7 +432,7 @@ func (h *Host) DefaultParent() (string, error) {
 
 // Parent implements driver.Settings.
 func (h *Host) Parent(name string) (link.ParentInfo, error) {
-	mtu, ok := map[string]int{"eth0": 1500, "br-ex": 1450, "port0": 1450}[name]
+	mtu, ok := map[string]int{"eth0": 1500, "br-ex": 1450, "port0": 1450, "lo": 65536}[name]
 	if !ok || h.Unplugged[name] {
 		return link.ParentInfo{}, fmt.Errorf("interface %s: %w", name, link.ErrNoLink)
 	}
