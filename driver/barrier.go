@@ -61,7 +61,9 @@ func (d *Driver) syncBarrier(but ...netip.Addr) (changed []string, err error) {
 	if rest > d.beyond {
 		d.log.Warnf("external addresses are spread over so many ranges that %d are left out of the barrier: while rules are missing, this host may answer on these", rest)
 	}
-	d.barred, d.beyond = prefixes, rest
+	if d.beyond = rest; err == nil {
+		d.barred = prefixes
+	}
 	return changed, err
 }
 
@@ -74,7 +76,8 @@ func (d *Driver) isBarred(a netip.Addr) bool {
 }
 
 // barrierStep is for addresses about to be published. Those of a pool are barred
-// as long as there is its network.
+// as long as there is its network; the cost of others grows with the host's
+// addresses, as Bar's does.
 func (d *Driver) barrierStep(n store.Network, addrs []netip.Addr) step {
 	sync := func(but ...netip.Addr) error {
 		_, err := d.syncBarrier(but...)

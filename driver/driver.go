@@ -51,8 +51,9 @@ type Driver struct {
 	needs     map[string]link.Uplink
 	uplinks   []string
 	uplinking sync.Mutex
-	// pools are those of the networks; guarded by mu. barring guards what the barrier was told last,
-	// how many prefixes didn't fit, and whether the kernel has none.
+	// pools are those of the networks. barring guards what the barrier was
+	// told last, how many prefixes it couldn't take, and whether the kernel
+	// can't keep one.
 	pools    map[string]pool.Pool
 	barring  sync.Mutex
 	barred   []netip.Prefix
