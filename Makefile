@@ -32,7 +32,7 @@ fuzz: ## everything that decodes what others wrote, FUZZTIME each
 
 # RACE=-race looks for data races too; that needs a C compiler.
 test: ## unit tests, and those with the kernel in private namespaces
-	go test $(RACE) $$(go list ./... | grep -v /e2e)
+	go test -timeout 30m $(RACE) $$(go list ./... | grep -v /e2e)
 
 # What tries both backends itself, or has nothing to do with them.
 ONCE = TestSwarm|TestCompose|TestCompatibility|TestManaged|TestPackage|TestRelease|TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch
@@ -40,12 +40,12 @@ ONCE := $(ONCE)|TestFirewalls|TestIPv6|TestTwoUplinks|TestFilters|TestDoctor|Tes
 ONCE := $(ONCE)|TestParentComesLate|TestForeignOwner|TestLateOwner|TestTakeOver|TestForwardPolicy|TestWire|TestSecondPlugin|TestPool|TestTwoNetworks|TestAttachToNone|TestRouted$$
 # -count=1, as go does not know that the tests run the program.
 e2e: ## the whole thing with a real engine, with each backend; as root
-	go test -count=1 -timeout 20m ./e2e
-	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 15m -skip '$(ONCE)' ./e2e
+	go test -count=1 -timeout 60m ./e2e
+	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 60m -skip '$(ONCE)' ./e2e
 
 STEPS ?= 1000
 soak: ## 1,000 random operations on the kernel, crashes and damage among them
-	EXTIP_SOAK_STEPS=$(STEPS) go test -count=1 -timeout 15m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
+	EXTIP_SOAK_STEPS=$(STEPS) go test -count=1 -timeout 60m -run TestSoak -v ./driver | grep -E '^(---|ok|FAIL|PASS|panic)|seed'
 
 bench: ## measure it beside what people use instead; as root, ten minutes
 	scripts/bench.sh

@@ -25,6 +25,7 @@ type config struct {
 	sysctls             string
 	parent, pool        string
 	backend             string
+	accounting          bool
 	reconcileInterval   time.Duration
 	announceInterval    time.Duration
 	logLevel, logFormat string
@@ -64,6 +65,7 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 	f.StringVar(&c.parent, "parent", "", "host interface for networks that name none (default: that of the default route)")
 	f.StringVar(&c.pool, "pool", "", "external addresses for networks that name none: addresses, first-last ranges, CIDRs")
 	f.StringVar(&c.backend, "backend", "auto", "what translates: nftables, iptables, or auto: nftables where the kernel can")
+	f.BoolVar(&c.accounting, "accounting", false, "count packets and bytes of each address, which costs each packet; nftables only")
 	f.DurationVar(&c.reconcileInterval, "reconcile-interval", 30*time.Second, "how often the kernel is compared with the records when nothing hints at a difference")
 	f.DurationVar(&c.announceInterval, "announce-interval", 0, "how often all external addresses are announced again, for switches that forget; 0: never")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warning or error")

@@ -84,6 +84,11 @@ func (o operated) Trace(ctx context.Context, q doctor.Question) ([]doctor.Step, 
 	return o.doctor.Trace(ctx, o.subject(), q)
 }
 
+// Live implements admin.Examiner.
+func (o operated) Live(ctx context.Context, q doctor.Question, fn func(doctor.Sighting) error) error {
+	return o.doctor.Live(ctx, o.subject(), q, fn)
+}
+
 // Export implements admin.Examiner.
 func (o operated) Export(format string) (string, error) {
 	setup := export.Setup{State: o.Desired()}

@@ -43,6 +43,9 @@ func open(c config, log logrus.FieldLogger) (kernel, error) {
 		return kernel{}, err
 	}
 	announcer.SetRefresh(c.announceInterval)
+	if err := nftables.EndLive(); err != nil {
+		log.WithError(err).Debug("whether packets are still traced is not known")
+	}
 	k := kernel{
 		Kernel: driver.Kernel{Links: host, Addresses: host, Settings: host, Neighbours: announcer},
 		host:   host, announcer: announcer,
@@ -54,13 +57,16 @@ func open(c config, log logrus.FieldLogger) (kernel, error) {
 	}
 	switch c.backend {
 	case "auto":
-		if err = k.useNftables(log); err != nil {
+		if err = k.useNftables(c.accounting, log); err != nil && !c.accounting {
 			log.WithError(err).Warn("this kernel can't translate with nftables; iptables it is")
 			err = k.useIptables()
 		}
 	case "nftables":
-		err = k.useNftables(log)
+		err = k.useNftables(c.accounting, log)
 	case "iptables":
+		if c.accounting {
+			return kernel{}, errors.New("--accounting needs --backend=nftables: rules of iptables see the first packet of a connection only")
+		}
 		err = k.useIptables()
 	default:
 		err = fmt.Errorf("--backend=%s: allowed are auto, nftables and iptables", c.backend)
@@ -70,8 +76,8 @@ func open(c config, log logrus.FieldLogger) (kernel, error) {
 
 // useNftables translates with nftables. Where there is iptables, too, its
 // FORWARD chain has to be passed, and what the other backend left goes.
-func (k *kernel) useNftables(log logrus.FieldLogger) error {
-	rules, err := nftables.New(nftables.Config{})
+func (k *kernel) useNftables(accounting bool, log logrus.FieldLogger) error {
+	rules, err := nftables.New(nftables.Config{Account: accounting})
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ var mayImport = map[string][]string{
 	"driver":             {"announce", "link", "nat", "pool", "store"},
 	"e2e/probe":          {},
 	"export":             {"nat", "nat/iptables", "nat/nftables"},
-	"internal/admintest": {"doctor", "driver", "store"},
+	"internal/admintest": {"doctor", "driver", "nat", "store"},
 	"internal/hosttest":  {"announce", "link", "nat"},
 	"internal/natlab":    {"internal/nettest", "nat"},
 	"internal/nattest":   {"internal/nettest", "nat"},

@@ -18,7 +18,9 @@ import (
 
 // Looker is what can be seen of the plugin. Nothing of it changes anything.
 type Looker interface {
-	Addresses() []driver.Address
+	// Counted is all addresses, and what was counted of them. After an error
+	// some of that is missing.
+	Counted() ([]driver.Address, error)
 	NetworkInfos() []driver.NetworkInfo
 	Reservations() ([]store.Reservation, error)
 	// Check lists in what the kernel differs from the records.
@@ -35,6 +37,7 @@ type Changer interface {
 	Detach(ctx context.Context, a netip.Addr, dryRun bool) (driver.Report, error)
 	Move(ctx context.Context, a netip.Addr, endpoint string, drain, dryRun bool) (driver.Report, error)
 	SetFilter(endpoint, ports, allow string, dryRun bool) (driver.Report, error)
+	SetLimit(endpoint, limit string, dryRun bool) (driver.Report, error)
 	Reserve(name string, addrs []netip.Addr, dryRun bool) (driver.Report, error)
 	Unreserve(name string, dryRun bool) (driver.Report, error)
 	// Reconcile lists what it repaired.
@@ -45,6 +48,9 @@ type Changer interface {
 type Examiner interface {
 	Doctor(context.Context) ([]doctor.Finding, error)
 	Trace(context.Context, doctor.Question) ([]doctor.Step, error)
+	// Live calls fn for each rule that packets to and from an address meet,
+	// until ctx ends, which is no error, or fn returns one.
+	Live(ctx context.Context, q doctor.Question, fn func(doctor.Sighting) error) error
 	// Export writes what there should be on the host in one of the formats of
 	// package export.
 	Export(format string) (string, error)
@@ -134,6 +140,14 @@ type FilterRequest struct {
 	Endpoint string `json:"endpoint"`
 	Ports    string `json:"ports,omitempty"`
 	Allow    string `json:"allow,omitempty"`
+	DryRun   bool   `json:"dry_run,omitempty"`
+}
+
+// LimitRequest asks that an endpoint have another limit, in the form of the
+// option extip.limit.
+type LimitRequest struct {
+	Endpoint string `json:"endpoint"`
+	Limit    string `json:"limit"`
 	DryRun   bool   `json:"dry_run,omitempty"`
 }
 

@@ -38,7 +38,13 @@ func (c call) pattern() string { return fmt.Sprintf("%s /v%d/%s", c.method, apiV
 func calls() []call {
 	return []call{
 		look("version", func(s *Server) (About, error) { return s.about, nil }),
-		look("addresses", func(s *Server) (Addresses, error) { return Addresses{list(s.plugin.Addresses())}, nil }),
+		look("addresses", func(s *Server) (Addresses, error) {
+			addresses, err := s.plugin.Counted()
+			if err != nil {
+				s.log.WithError(err).Warn("counters of addresses are missing")
+			}
+			return Addresses{list(addresses)}, nil
+		}),
 		look("networks", func(s *Server) (Networks, error) { return Networks{list(s.plugin.NetworkInfos())}, nil }),
 		look("reservations", func(s *Server) (Reservations, error) {
 			records, err := s.plugin.Reservations()
@@ -64,6 +70,7 @@ func calls() []call {
 			steps, err := p.Trace(ctx, question)
 			return Steps{list(steps)}, err
 		}),
+		{method: http.MethodGet, path: "live", answer: doctor.Sighting{}, stream: (*Server).live},
 		inquire("export", func(_ context.Context, p Plugin, q url.Values) (Export, error) {
 			text, err := p.Export(q.Get("format"))
 			return Export{text}, err
@@ -95,6 +102,12 @@ func calls() []call {
 				return driver.Report{}, failure(CodeBadRequest, "endpoint, and ports or allow: they are needed")
 			}
 			return p.SetFilter(q.Endpoint, q.Ports, q.Allow, q.DryRun)
+		}),
+		change("limit", func(_ context.Context, p Plugin, q LimitRequest) (driver.Report, error) {
+			if q.Endpoint == "" || q.Limit == "" {
+				return driver.Report{}, failure(CodeBadRequest, "endpoint and limit: both are needed")
+			}
+			return p.SetLimit(q.Endpoint, q.Limit, q.DryRun)
 		}),
 		change("reserve", func(_ context.Context, p Plugin, q ReserveRequest) (driver.Report, error) {
 			if q.Name == "" || len(q.Addresses) == 0 {
@@ -252,14 +265,11 @@ func refused(err error, report driver.Report) *Error {
 func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	events, stop := s.plugin.Events()
 	defer stop()
-	out := http.NewResponseController(w)
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	w.WriteHeader(http.StatusOK)
-	encode := json.NewEncoder(w)
+	send, err := stream(w)
+	if err != nil {
+		return err
+	}
 	for {
-		if err := out.Flush(); err != nil {
-			return err
-		}
 		select {
 		case <-r.Context().Done():
 			return nil
@@ -267,12 +277,54 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 			if !ok {
 				return nil
 			}
-			if err := out.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-				return err
-			}
-			if err := encode.Encode(e); err != nil {
+			if err := send(e); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// live sends a sighting a line until the reader or the plugin goes. What can't be
+// done is answered as an error if it shows before the first.
+func (s *Server) live(w http.ResponseWriter, r *http.Request) error {
+	const patience = 2 * time.Second // until it shows that the last reader is gone
+	select {
+	case s.following <- struct{}{}:
+		defer func() { <-s.following }()
+	case <-r.Context().Done():
+		return nil
+	case <-time.After(patience):
+		answerError(w, failure(CodeBusy, "packets are followed for somebody else now"))
+		return nil
+	}
+	question, err := questionOf(r.URL.Query())
+	var send func(any) error
+	if err == nil {
+		err = s.plugin.Live(r.Context(), question, func(seen doctor.Sighting) (err error) {
+			if send == nil {
+				if send, err = stream(w); err != nil {
+					return err
+				}
+			}
+			return send(seen)
+		})
+	}
+	if err != nil && send == nil {
+		answerError(w, refused(err, driver.Report{}))
+		return nil
+	}
+	return err
+}
+
+// stream begins an answer that has no end, and returns what sends a line of it.
+func stream(w http.ResponseWriter) (send func(any) error, err error) {
+	out, encode := http.NewResponseController(w), json.NewEncoder(w)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(http.StatusOK)
+	return func(v any) error {
+		if err := out.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return err
+		}
+		return errors.Join(encode.Encode(v), out.Flush())
+	}, out.Flush()
 }

@@ -75,6 +75,18 @@ func (c *Client) Doctor(ctx context.Context) ([]doctor.Finding, error) {
 
 // Trace asks how far a packet gets.
 func (c *Client) Trace(ctx context.Context, question doctor.Question) ([]doctor.Step, error) {
+	var s Steps
+	err := c.look(ctx, "trace?"+query(question), &s)
+	return s.Steps, err
+}
+
+// Live calls fn for each sighting of packets until ctx ends, which is no error,
+// or the plugin goes.
+func (c *Client) Live(ctx context.Context, question doctor.Question, fn func(doctor.Sighting) error) error {
+	return follow(ctx, c, "live?"+query(question), fn)
+}
+
+func query(question doctor.Question) string {
 	q := url.Values{"to": {question.To.String()}}
 	if question.From.IsValid() {
 		q.Set("from", question.From.String())
@@ -85,9 +97,7 @@ func (c *Client) Trace(ctx context.Context, question doctor.Question) ([]doctor.
 	if question.Proto > 0 {
 		q.Set("proto", strconv.Itoa(int(question.Proto)))
 	}
-	var s Steps
-	err := c.look(ctx, "trace?"+q.Encode(), &s)
-	return s.Steps, err
+	return q.Encode()
 }
 
 // Export asks for what there should be on the host, in a format.
@@ -97,8 +107,8 @@ func (c *Client) Export(ctx context.Context, format string) (string, error) {
 	return e.Text, err
 }
 
-// Attach, Detach, Move, Filter, Reserve, Unreserve and Reconcile ask for changes. The
-// report is also set where only a part of one could be done.
+// Attach, Detach, Move, Filter, Limit, Reserve, Unreserve and Reconcile ask for
+// changes. The report is also set where only a part of one could be done.
 func (c *Client) Attach(ctx context.Context, q AttachRequest) (driver.Report, error) {
 	return c.change(ctx, "attach", q)
 }
@@ -116,6 +126,11 @@ func (c *Client) Move(ctx context.Context, q MoveRequest) (driver.Report, error)
 // Filter is described with Attach.
 func (c *Client) Filter(ctx context.Context, q FilterRequest) (driver.Report, error) {
 	return c.change(ctx, "filter", q)
+}
+
+// Limit is described with Attach.
+func (c *Client) Limit(ctx context.Context, q LimitRequest) (driver.Report, error) {
+	return c.change(ctx, "limit", q)
 }
 
 // Adopt is described with Attach.
@@ -141,21 +156,29 @@ func (c *Client) Reconcile(ctx context.Context, q ReconcileRequest) (driver.Repo
 // Events calls fn for each event until ctx ends, which is no error, or the
 // plugin goes.
 func (c *Client) Events(ctx context.Context, fn func(driver.Event) error) error {
-	body, err := c.ask(ctx, http.MethodGet, "events", nil)
+	return follow(ctx, c, "events", fn)
+}
+
+// follow calls fn for each line of an answer that has no end.
+func follow[V any](ctx context.Context, c *Client, path string, fn func(V) error) error {
+	body, err := c.ask(ctx, http.MethodGet, path, nil)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = body.Close() }()
 	decode := json.NewDecoder(body)
 	for {
-		var e driver.Event
-		switch err := decode.Decode(&e); {
+		var v V
+		switch err := decode.Decode(&v); {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			return &UnreachableError{c.socket, fmt.Errorf("the events end: %w", err)}
+			return &UnreachableError{c.socket, fmt.Errorf("it tells no more: %w", err)}
 		}
-		if err := fn(e); err != nil {
+		if err := fn(v); err != nil {
 			return err
 		}
 	}

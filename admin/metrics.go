@@ -33,7 +33,8 @@ func causes() []string {
 
 // Metrics is the plugin's state and what has happened to it, as Prometheus
 // wants to see it. It is the driver's Observer. The number of its series grows
-// with the number of networks, and with nothing else beyond a bound.
+// with the numbers of networks and of addresses that containers have, and with
+// nothing else beyond a bound.
 type Metrics struct {
 	plugin   Looker
 	registry *prometheus.Registry
@@ -43,6 +44,7 @@ type Metrics struct {
 	announcements      prometheus.Counter
 
 	addresses, size, free, reservations *prometheus.Desc
+	counted                             counted
 
 	mu          sync.Mutex
 	conflicting map[netip.Addr]bool
@@ -71,6 +73,7 @@ func NewMetrics(p Looker, about About) *Metrics {
 		size:          desc("extip_pool_size", "Addresses of a network's pool.", "network"),
 		free:          desc("extip_pool_free", "Addresses of a network's pool that are neither claimed nor reserved.", "network"),
 		reservations:  desc("extip_reservations", "Names that keep addresses."),
+		counted:       newCounted(),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "extip_build_info", Help: "Always 1; what runs is in the labels.",
@@ -130,7 +133,7 @@ func result(err error) string {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.addresses, m.size, m.free, m.reservations} {
+	for _, d := range append(m.counted.all(), m.addresses, m.size, m.free, m.reservations) {
 		out <- d
 	}
 }
@@ -150,8 +153,13 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 			count[key{id, state}] = 0 // so that one that goes away is seen to
 		}
 	}
-	for _, a := range m.plugin.Addresses() {
+	addresses, err := m.plugin.Counted()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(m.counted.connections, err)
+	}
+	for _, a := range addresses {
 		count[key{short(a.Network), a.State}]++
+		m.counted.collect(out, a)
 	}
 	for k, n := range count {
 		gauge(m.addresses, float64(n), k.network, k.state)

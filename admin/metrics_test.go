@@ -92,10 +92,26 @@ func TestScrape(t *testing.T) {
 		`extip_reconcile_duration_seconds_count{result="error"} 1`,
 		`extip_conflicts_total{address="203.0.113.57"} 1`,
 		`extip_announcements_total 1`,
+		`extip_address_new_connections_total{address="203.0.113.56",direction="in"} 1.234567e+06`,
+		`extip_address_new_connections_total{address="203.0.113.56",direction="out"} 89`,
+		`extip_address_refused_packets_total{address="203.0.113.57"} 7`,
+		`extip_address_refused_bytes_total{address="203.0.113.57"} 420`,
+		`extip_address_limited_packets_total{address="203.0.113.57",direction="in"} 345`,
+		`extip_address_limited_packets_total{address="203.0.113.57",direction="out"} 0`,
+		`extip_address_packets_total{address="203.0.113.56",direction="in"} 9.8765432e+07`,
+		`extip_address_packets_total{address="203.0.113.56",direction="out"} 8.7654321e+07`,
+		`extip_address_bytes_total{address="203.0.113.56",direction="in"} 1.2345678901e+10`,
+		`extip_address_bytes_total{address="203.0.113.57",direction="out"} 0`,
 	} {
 		if !strings.Contains(text, "\n"+want+"\n") {
 			t.Errorf("no line %s", want)
 		}
+	}
+	if unwanted := `extip_address_limited_packets_total{address="203.0.113.56"`; strings.Contains(text, unwanted) {
+		t.Errorf("%s, of an address without a limit", unwanted)
+	}
+	if unwanted := `extip_address_refused_packets_total{address="203.0.113.56"}`; strings.Contains(text, unwanted) {
+		t.Errorf("%s, of an address without a filter", unwanted)
 	}
 	if t.Failed() {
 		t.Log(text)

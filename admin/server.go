@@ -40,6 +40,8 @@ type Server struct {
 	log    logrus.FieldLogger
 	// calls and streams hold a token for each that is under way.
 	calls, streams chan struct{}
+	// following holds one for whoever follows packets.
+	following chan struct{}
 }
 
 // NewServer returns a Server for a plugin, for those whom access lets in.
@@ -47,7 +49,7 @@ func NewServer(p Plugin, about About, access Access, log logrus.FieldLogger) *Se
 	about.API = apiVersion
 	return &Server{
 		plugin: p, about: about, access: access, log: log,
-		calls: make(chan struct{}, maxCalls), streams: make(chan struct{}, maxStreams),
+		calls: make(chan struct{}, maxCalls), streams: make(chan struct{}, maxStreams), following: make(chan struct{}, 1),
 	}
 }
 

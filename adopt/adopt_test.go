@@ -119,7 +119,7 @@ func adopt(t *testing.T, r recipe, backend string) {
 	if got := client.Ask("udp", "192.0.2.51:80"); got != r.saw {
 		t.Fatalf("by hand: got %q, want %q", got, r.saw)
 	}
-	stop := traffic(t, client)
+	talk := startTalk(t, client)
 	var done []string
 	host.MustDo(func() (err error) {
 		done, err = p.Do(links, func(p Plan) error {
@@ -135,11 +135,11 @@ func adopt(t *testing.T, r recipe, backend string) {
 		return err
 	})
 	t.Logf("%s", strings.Join(done, "\n"))
-	time.Sleep(200 * time.Millisecond)
-	asked, lost := stop()
-	t.Logf("%d questions", asked)
-	if lost > 0 || asked < 20 {
-		t.Errorf("of %d questions, %d had no answer", asked, lost)
+	talk.goOn()
+	talk.stop()
+	t.Logf("%d questions", talk.asked.Load())
+	if lost := talk.lost.Load(); lost > 0 {
+		t.Errorf("of %d questions, %d had no answer", talk.asked.Load(), lost)
 	}
 	if got := client.Ask("tcp", "192.0.2.51:80"); got != r.saw {
 		t.Errorf("adopted: got %q, want %q", got, r.saw)
@@ -156,20 +156,25 @@ func adopt(t *testing.T, r recipe, backend string) {
 	}
 }
 
-// traffic asks on a connection that is there already and on new ones, until
-// stop is called, which returns how many questions there were and how many
-// had no answer.
-func traffic(t *testing.T, client *nettest.Node) (stop func() (asked, lost int64)) {
-	var asked, lost atomic.Int64
-	var wg sync.WaitGroup
-	ended := make(chan struct{})
+// A talk asks on a connection that is there already and on new ones. It counts
+// questions, and those that had no answer.
+type talk struct {
+	t           *testing.T
+	asked, lost atomic.Int64
+	ended       chan struct{}
+	wg          sync.WaitGroup
+}
+
+// startTalk returns when it has begun.
+func startTalk(t *testing.T, client *nettest.Node) *talk {
+	k := &talk{t: t, ended: make(chan struct{})}
 	for _, fresh := range []bool{false, true} {
-		wg.Go(func() {
+		k.wg.Go(func() {
 			err := client.Do(func() error {
 				var c net.Conn
 				for {
 					select {
-					case <-ended:
+					case <-k.ended:
 						return nil
 					default:
 					}
@@ -182,13 +187,13 @@ func traffic(t *testing.T, client *nettest.Node) (stop func() (asked, lost int64
 							return err
 						}
 					}
-					asked.Add(1)
-					_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+					k.asked.Add(1)
+					_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 					_, werr := c.Write([]byte("?"))
 					_, rerr := c.Read(make([]byte, 512))
 					if werr != nil || rerr != nil {
 						t.Logf("fresh %t: %v %v", fresh, werr, rerr)
-						lost.Add(1)
+						k.lost.Add(1)
 					}
 				}
 			})
@@ -197,10 +202,23 @@ func traffic(t *testing.T, client *nettest.Node) (stop func() (asked, lost int64
 			}
 		})
 	}
-	time.Sleep(100 * time.Millisecond)
-	return func() (int64, int64) {
-		close(ended)
-		wg.Wait()
-		return asked.Load(), lost.Load()
+	k.goOn()
+	return k
+}
+
+// goOn returns after 20 more questions.
+func (k *talk) goOn() {
+	k.t.Helper()
+	began := k.asked.Load()
+	for deadline := time.Now().Add(time.Minute); k.asked.Load() < began+20; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			k.t.Errorf("in a minute, only %d questions were asked", k.asked.Load()-began)
+			return
+		}
 	}
+}
+
+func (k *talk) stop() {
+	close(k.ended)
+	k.wg.Wait()
 }

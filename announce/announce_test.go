@@ -97,7 +97,7 @@ func TestTimes(t *testing.T) {
 }
 
 // TestAgain: an address that is announced again before its repeats are over
-// begins anew.
+// begins anew. They wait for Run, however long that takes.
 func TestAgain(t *testing.T) {
 	lan := nettest.NewSegment(t)
 	host := lan.Attach("host", "192.0.2.2/24")
@@ -105,7 +105,6 @@ func TestAgain(t *testing.T) {
 	a := newAnnouncer(t, host)
 	a.spacing = 200 * time.Millisecond
 	c := listen(t, peer)
-	run(t, a)
 	var last time.Time
 	for range 3 {
 		<-time.After(a.spacing / 4)
@@ -115,6 +114,7 @@ func TestAgain(t *testing.T) {
 		}
 		await(t, "announcement", c)
 	}
+	run(t, a)
 	for i := range Times - 1 {
 		if h := await(t, "repeat", c); h.at.Sub(last) < time.Duration(i+1)*a.spacing {
 			t.Errorf("repeat %d comes after %v", i+1, h.at.Sub(last))
@@ -171,6 +171,7 @@ func TestRefresh(t *testing.T) {
 	for range 9 {
 		addrs = append(addrs, addrs[len(addrs)-1].Next())
 	}
+	other := addrs[len(addrs)-1].Next()
 	for _, addr := range addrs {
 		if err := a.Announce("eth0", addr); err != nil {
 			t.Fatal(err)
@@ -187,13 +188,13 @@ func TestRefresh(t *testing.T) {
 		}
 		a.Unwatch("eth0", addr)
 	}
-	if err := a.Announce("eth0", external); err != nil { // is heard when all before is
+	if err := a.Announce("eth0", other); err != nil { // is heard when all before is
 		t.Fatal(err)
 	}
-	for await(t, "announcement", c).addr != external {
+	for await(t, "announcement", c).addr != other {
 	}
 	for deadline := time.Now().Add(2 * a.refresh); time.Now().Before(deadline); {
-		if h := await(t, "refresh", c); h.addr != external {
+		if h := await(t, "refresh", c); h.addr != other {
 			t.Errorf("%s is refreshed after Unwatch", h.addr)
 		}
 	}

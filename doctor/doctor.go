@@ -1,6 +1,6 @@
 // Package doctor says why traffic doesn't reach a container by its external
 // address, and what to do about it. It looks at the host as it is, and changes
-// nothing.
+// nothing, but that Live has rules in the kernel for as long as it lasts.
 //
 // Examine goes through a table of checks, each of which knows one way in which
 // hosts are unfit. Trace follows a packet step by step and says where it ends.
@@ -120,6 +120,7 @@ func checks() []check {
 		{"owner", "nobody else translates them", (*exam).owners},
 		{"filter", "no firewall drops what must pass", (*exam).filters},
 		{"conntrack", "there is room for connections", (*exam).conntrack},
+		{"limit", "no address is at its limit", (*exam).limits},
 		{"engine", "the engine answers", (*exam).engine},
 		{"plugin", "the engine can reach the plugin", (*exam).plugin},
 	}

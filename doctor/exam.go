@@ -25,6 +25,8 @@ type exam struct {
 	own map[netip.Addr]bool
 	// peers are what somebody has found out.
 	peers map[peerKey]netip.Addr
+	// counted is how many flows addresses have; nil until somebody asks.
+	counted map[netip.Addr]link.FlowCount
 	// failed is what could not be looked at.
 	failed []error
 }

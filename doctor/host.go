@@ -402,6 +402,10 @@ func (x *exam) conntrack() []Finding {
 	if count >= most {
 		f.Level, f.Why = Fail, "the table is full: new connections are dropped"
 	}
+	if busy := x.busiest(count); len(busy) > 0 {
+		f.Seen += ", of those by " + strings.Join(busy, ", ")
+		f.Why += "; extip limit ADDRESS connections=N bounds what one takes"
+	}
 	return []Finding{f}
 }
 

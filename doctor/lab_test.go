@@ -305,11 +305,28 @@ func (l *lab) remedy(command string) {
 	switch got := strings.Fields(string(words)); {
 	case len(got) == 1 && got[0] == "reconcile":
 		l.reconcile()
+	case len(got) == 3 && got[0] == "limit":
+		var limit nat.Limit
+		if _, err := fmt.Sscanf(got[2], "connections=%d", &limit.Connections); err != nil {
+			l.t.Fatalf("%q: %v", words, err)
+		}
+		l.limit(netip.MustParseAddr(got[1]), limit)
 	case len(got) == 2 && got[0] == "detach":
 		l.detach(netip.MustParseAddr(got[1]))
 	default:
 		l.t.Errorf("extip was asked for %q", words)
 	}
+}
+
+// limit gives an address a limit.
+func (l *lab) limit(a netip.Addr, limit nat.Limit) {
+	l.t.Helper()
+	for i := range l.subject.Addresses {
+		if l.subject.Addresses[i].External == a {
+			l.subject.Addresses[i].Limit = limit
+		}
+	}
+	l.reconcile()
 }
 
 // detach gives an address up.

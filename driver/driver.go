@@ -373,6 +373,7 @@ func mappings(e store.Endpoint) []nat.Mapping {
 			out = append(out, nat.Mapping{
 				Endpoint: short(e.ID), External: ext, Internal: in.Addr(),
 				Gateway: e.Source == store.SourceGateway || e.Detour, Egress: egress, Filter: natFilter(e.Filter, ext.Is4()),
+				Limit: nat.Limit(e.Filter.Limit),
 			})
 			egress = false
 		}

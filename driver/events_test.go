@@ -34,7 +34,7 @@ func received(t *testing.T, events <-chan Event, until string) (lines []string) 
 			if e.Kind == EventNetworkRemoved && e.Network == until {
 				return lines
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("no more after %q", lines)
 		}
 	}
@@ -90,7 +90,7 @@ func TestEvents(t *testing.T) {
 			if open {
 				t.Errorf("after the end: %+v", e)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("not closed")
 		}
 	}

@@ -177,6 +177,11 @@ func (d *Driver) SetFilter(id, ports, allow string, dryRun bool) (Report, error)
 			return Report{}, fmt.Errorf("extip.allow=%s: %w", allow, err)
 		}
 	}
+	return d.changeFilter(id, o, dryRun)
+}
+
+// changeFilter gives a running endpoint what of a filter there is in o.
+func (d *Driver) changeFilter(id string, o filterOptions, dryRun bool) (Report, error) {
 	e, err := d.find(id)
 	if err != nil {
 		return Report{}, err

@@ -67,7 +67,7 @@ func FuzzCalls(f *testing.F) {
 // made of it.
 func FuzzOptions(f *testing.F) {
 	for _, o := range Options() {
-		for _, v := range []string{"", "true", "none", "203.0.113.56-203.0.113.62,!203.0.113.60", "2001:db8::/64", "tcp/22,udp/53", "a b", "x;reboot", "\"'`$(x)\n"} {
+		for _, v := range []string{"", "true", "none", "203.0.113.56-203.0.113.62,!203.0.113.60", "2001:db8::/64", "tcp/22,udp/53", "connections=20000,rate=500/s", "rate=1000001/s,rate", "a b", "x;reboot", "\"'`$(x)\n"} {
 			f.Add(o.Key, v)
 		}
 	}
@@ -80,6 +80,10 @@ func FuzzOptions(f *testing.F) {
 		}
 		if o, err := decodeEndpoint(given); err == nil {
 			safe(t, o.reservation)
+			again, err := parseLimit(limitText(o.filter.Limit))
+			if err != nil || again != o.filter.Limit {
+				t.Errorf("%+v is read again as %+v, %v", o.filter.Limit, again, err)
+			}
 		}
 	})
 }
@@ -102,6 +106,7 @@ func netipLike(s string) bool {
 // written is read again.
 func FuzzNotes(f *testing.F) {
 	f.Add("network=02b1c3d4e5f6 ip=172.31.0.2/16 external=203.0.113.56 source=client egress=external mac=02:00:00:00:00:77 reservation=mail")
+	f.Add("network=02b1c3d4e5f6 ip=172.31.0.2/16 ports=tcp/22 allow=everyone refuse=drop limit=connections=20000,rate=500/s")
 	f.Add("network= ip=,, external=, source==")
 	f.Add("parent=br-ex source=client egress=external dad=fast alias=parent conflict=keep auto=true icc=true internal=false spoof=allow pool=203.0.113.0/24")
 	f.Fuzz(func(t *testing.T, note string) {

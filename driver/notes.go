@@ -25,6 +25,9 @@ func networkNote(n store.Network) string {
 		note += " spoof=allow"
 	}
 	note += filterNote(n.Filter, func(more string) bool { return link.NoteFits(n.ID, note+more) })
+	if more := limitNote(n.Filter.Limit); link.NoteFits(n.ID, note+more) {
+		note += more
+	}
 	if withPool := note + " pool=" + n.Pool.String(); link.NoteFits(n.ID, withPool) {
 		return withPool
 	}
@@ -37,6 +40,9 @@ func endpointNote(e store.Endpoint) string {
 		note += " mac=" + e.MAC
 	}
 	note += filterNote(e.Filter, func(more string) bool { return link.NoteFits(e.ID, note+more) })
+	if more := limitNote(e.Filter.Limit); link.NoteFits(e.ID, note+more) {
+		note += more
+	}
 	if e.Reservation != "" {
 		if more := note + " reservation=" + e.Reservation; link.NoteFits(e.ID, more) {
 			return more
@@ -58,13 +64,28 @@ func filterNote(f store.Filter, fits func(string) bool) string {
 	return note
 }
 
-// notedFilter reads a filterNote.
+// limitNote notes a limit.
+func limitNote(l store.Limit) string {
+	if l == (store.Limit{}) {
+		return ""
+	}
+	return " limit=" + limitText(l)
+}
+
+// notedFilter reads a filterNote and a limitNote.
 func notedFilter(w map[string]string) (f store.Filter, err error) {
+	if limit, ok := w["limit"]; ok {
+		if f.Limit, err = parseLimit(limit); err != nil {
+			return f, err
+		}
+	}
 	switch w["ports"] {
 	case "":
-		return store.Filter{Refuse: store.RefuseDrop}, nil
+		f.Refuse = store.RefuseDrop
+		return f, nil
 	case "lost":
-		return store.Filter{Refuse: store.RefuseDrop, Allow: []netip.Prefix{nobody[true], nobody[false]}}, nil
+		f.Refuse, f.Allow = store.RefuseDrop, []netip.Prefix{nobody[true], nobody[false]}
+		return f, nil
 	}
 	f.Refuse = store.Refuse(w["refuse"])
 	if f.Ports, err = parsePorts(w["ports"]); err == nil {

@@ -74,7 +74,7 @@ type endpointOptions struct {
 // filterOptions is what of a filter was given: what was not, is the network's.
 type filterOptions struct {
 	store.Filter
-	ports, allow bool
+	ports, allow, limit bool
 }
 
 // over returns the filter that holds on a network with another one.
@@ -88,6 +88,9 @@ func (o filterOptions) over(network store.Filter) store.Filter {
 	}
 	if o.Refuse != "" {
 		f.Refuse = o.Refuse
+	}
+	if o.limit {
+		f.Limit = o.Limit
 	}
 	return f
 }
@@ -160,6 +163,18 @@ func Options() []Option {
 			},
 			endpoint: func(o *endpointOptions, v string) error {
 				return oneOf(v, &o.filter.Refuse, store.RefuseDrop, store.RefuseReject)
+			},
+		},
+		{
+			Key: "extip.limit", Value: "`none`, or one or both of `connections=20000` and `rate=500/s`, with a comma between: how many connections to each of the container's external addresses may be open, and how many may be opened in a second; the same for those that the container opens, counted by themselves", Default: "`none`",
+			network: func(o *networkOptions, v string) (err error) {
+				o.filter.Limit, err = parseLimit(v)
+				return err
+			},
+			endpoint: func(o *endpointOptions, v string) (err error) {
+				o.filter.limit = true
+				o.filter.Limit, err = parseLimit(v)
+				return err
 			},
 		},
 		{

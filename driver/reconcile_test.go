@@ -101,32 +101,36 @@ nat network 02b1c3d4e5f6: xip-02b1c3d4e5f [172.31.0.0/16] by br-ex,eth0`)
 		"engine killed": func(l *lab) { l.host.DropLink(vethName) },
 		// The namespace lives a moment longer than the engine's memory.
 		"engine killed, link not yet gone": func(l *lab) {
+			time.Sleep(time.Second)
 			if _, err := l.GetCapabilities(); err != nil {
 				t.Error(err)
 			}
-			time.AfterFunc(100*time.Millisecond, func() { l.host.DropLink(vethName) })
+			time.AfterFunc(staleWait/2, func() { l.host.DropLink(vethName) })
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			l := runningLab(t)
-			die(l)
-			if err := l.run("e2", "172.31.0.3/16", "extip.address", "203.0.113.56"); err != nil {
-				t.Fatal(err)
-			}
-			if got := l.host.String(); !strings.Contains(got, "203.0.113.56 <-> 172.31.0.3 of e2") || strings.Contains(got, vethName) {
-				t.Errorf("machine:\n%s", got)
-			}
-			// What the managed form of a plugin is told later is about
-			// what is gone.
-			if err := l.rm(epID); err != nil {
-				t.Error(err)
-			}
-			if err := errors.Join(l.rm("e2"), l.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: netID})); err != nil {
-				t.Error(err)
-			}
-			l.clean()
-		})
+		// In a bubble, as nobody knows how long a moment is.
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { startedAnew(t, die) }) })
 	}
+}
+
+func startedAnew(t *testing.T, die func(*lab)) {
+	l := runningLab(t)
+	die(l)
+	if err := l.run("e2", "172.31.0.3/16", "extip.address", "203.0.113.56"); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.host.String(); !strings.Contains(got, "203.0.113.56 <-> 172.31.0.3 of e2") || strings.Contains(got, vethName) {
+		t.Errorf("machine:\n%s", got)
+	}
+	// What the managed form of a plugin is told later is about
+	// what is gone.
+	if err := l.rm(epID); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(l.rm("e2"), l.DeleteNetwork(&api.DeleteNetworkRequest{NetworkID: netID})); err != nil {
+		t.Error(err)
+	}
+	l.clean()
 }
 
 // TestInternalAddressGivenAgain: the engine gives a container's address away
@@ -144,17 +148,22 @@ func TestInternalAddressGivenAgain(t *testing.T) {
 // TestLiveOwnerIsNotEvicted: after a restart with live-restore, the owner of an
 // address is older than the engine and still there.
 func TestLiveOwnerIsNotEvicted(t *testing.T) {
-	l := runningLab(t)
 	synctest.Test(t, func(t *testing.T) {
+		l := runningLab(t)
+		time.Sleep(time.Second)
 		if _, err := l.GetCapabilities(); err != nil {
 			t.Fatal(err)
 		}
+		began := time.Now()
 		err := l.run("e2", "172.31.0.3/16", "extip.address", "203.0.113.56")
 		if err == nil || !strings.Contains(err.Error(), "203.0.113.56 is taken by endpoint 4ea39db0c1d2") {
 			t.Errorf("error %v", err)
 		}
+		if waited := time.Since(began); waited != staleWait {
+			t.Errorf("it was waited for for %v", waited)
+		}
+		l.check(running)
 	})
-	l.check(running)
 }
 
 func TestForgottenNetworkGivesWay(t *testing.T) {

@@ -65,6 +65,7 @@ func picture(n store.Network, e store.Endpoint, withheld map[netip.Addr]string) 
 	}
 	if len(e.External) > 0 {
 		add("filter of %s: ports %s, from %s, else %s", short(e.ID), portsText(e.Filter.Ports), allowText(e.Filter.Allow), e.Filter.Refuse)
+		add("limit of %s: %s", short(e.ID), limitText(e.Filter.Limit))
 	}
 	for _, a := range e.External {
 		if e.Reservation != "" {

@@ -376,7 +376,7 @@ func (s *soak) endContainer(c *container) {
 	s.call("Leave", func() error { return s.plugin.Leave(&api.LeaveRequest{NetworkID: c.network, EndpointID: c.endpoint}) })
 	_, peer := link.VethNames(c.endpoint)
 	s.host.Run("ip", "-n", c.netns, "link", "set", "eth0", "down")
-	s.host.Run("ip", "-n", c.netns, "link", "set", "eth0", "netns", "1", "name", peer)
+	s.host.Run("ip", "-n", c.netns, "link", "set", "eth0", "netns", filepath.Base(s.host.NetNS), "name", peer)
 	s.host.Run("ip", "netns", "del", c.netns)
 	s.call("DeleteEndpoint", func() error {
 		return s.plugin.DeleteEndpoint(&api.DeleteEndpointRequest{NetworkID: c.network, EndpointID: c.endpoint})
@@ -504,8 +504,13 @@ func (s *soak) ping() {
 		}
 		host, _ := link.VethNames(s.containers[name].endpoint)
 		s.host.AwaitPort(host)
+		// The parent may have been down, and its segment may not know yet.
+		for deadline := time.Now().Add(time.Minute); s.peer.Ping("203.0.113.10") == 0 && time.Now().Before(deadline); {
+		}
+		s.host.AwaitIPv6("eth0")
+		nettest.Adopt(s.t, name, "/run/netns/"+s.containers[name].netns).AwaitIPv6("eth0")
 		// 64 less the router in between: the host itself would show 64.
-		if ttl := s.peer.Ping(a); ttl != 63 {
+		if ttl := s.peer.Patient().Ping(a); ttl != 63 {
 			s.t.Errorf("%s on %s: ttl %d\n%s", name, a, ttl, s.host.Dump())
 		}
 	}

@@ -92,20 +92,24 @@ func (d *Driver) evict(n *network, owner store.Endpoint) bool {
 	return d.removeEndpoint(n, old) == nil
 }
 
-// linkGoes tells whether an endpoint's link is gone, at the latest after wait.
+// linkGoes tells whether an endpoint's link is gone, at the latest after wait; it
+// looks once more then, as the time may have passed at a standstill.
 func (d *Driver) linkGoes(endpoint string, wait time.Duration) bool {
 	host, _ := link.VethNames(endpoint)
 	deadline := time.After(wait)
 	tick := time.NewTicker(stalePoll)
 	defer tick.Stop()
-	for {
+	for over := false; ; {
 		exists, err := d.kernel.HasLink(host)
 		if err == nil && !exists {
 			return true
 		}
+		if over {
+			return false
+		}
 		select {
 		case <-deadline:
-			return false
+			over = true
 		case <-tick.C:
 		}
 	}

@@ -69,6 +69,10 @@ func operate() []call {
 			_, err := l.SetFilter(epID[:4], "tcp/22", "192.0.2.0/24", false)
 			return err
 		}},
+		{"limit", func(l *lab) error {
+			_, err := l.SetLimit(epID[:4], "connections=20000,rate=500/s", false)
+			return err
+		}},
 		{"move", move("203.0.113.60", false)},
 		{"move and drain", move("203.0.113.61", true)},
 		{"detach", func(l *lab) error {

@@ -58,6 +58,8 @@ type Address struct {
 	Ports  string `json:"ports,omitempty"`
 	Allow  string `json:"allow,omitempty"`
 	Refuse string `json:"refuse,omitempty"`
+	// Limit is in the form of the option extip.limit, "" for none.
+	Limit string `json:"limit,omitempty"`
 	// Detour: another network has the container's default route, so that it
 	// sees its gateway as the client, whatever Source says.
 	Detour bool `json:"detour,omitempty"`
@@ -65,6 +67,8 @@ type Address struct {
 	Since time.Time `json:"since"`
 	// Conflicts is nil unless another host was heard to use the address.
 	Conflicts *Clash `json:"conflicts,omitempty"`
+	// Counters is nil unless Counted read them.
+	Counters *nat.Counters `json:"counters,omitempty"`
 }
 
 // Where Address.Egress leads, besides the values of store.Egress.
@@ -94,6 +98,8 @@ type NetworkInfo struct {
 	DAD      string `json:"dad"`
 	Alias    string `json:"alias"`
 	Conflict string `json:"conflict"`
+	// Limit is in the form of the option extip.limit.
+	Limit    string `json:"limit"`
 	ICC      bool   `json:"icc"`
 	Internal bool   `json:"internal,omitempty"`
 	Leaving  bool   `json:"leaving,omitempty"`
@@ -129,6 +135,19 @@ func (d *Driver) Addresses() []Address {
 	return list
 }
 
+// Counted is Addresses with what was counted of those that lead to their
+// container. After an error some of it is missing.
+func (d *Driver) Counted() ([]Address, error) {
+	counters, err := d.kernel.NAT.Counters()
+	list := d.Addresses()
+	for i, a := range list {
+		if c, ok := counters[a.External]; ok && a.State != StateDraining {
+			list[i].Counters = &c
+		}
+	}
+	return list, err
+}
+
 func drainingLast(a Address) int {
 	if a.State == StateDraining {
 		return 1
@@ -154,6 +173,9 @@ func (d *Driver) viewOf(n *network, e *endpoint, a netip.Addr) Address {
 	if f := e.rec.Filter; len(f.Ports)+len(f.Allow) > 0 {
 		v.Ports, v.Allow, v.Refuse = portsText(f.Ports), allowText(f.Allow), string(f.Refuse)
 	}
+	if l := e.rec.Filter.Limit; l != (store.Limit{}) {
+		v.Limit = limitText(l)
+	}
 	switch why := e.withheld[a]; {
 	case e.rec.State == store.Plumbed:
 		v.Reason = "its container is being started, or has stopped"
@@ -174,7 +196,7 @@ func (d *Driver) NetworkInfos() []NetworkInfo {
 			ID: n.ID, Bridge: n.Bridge, Parent: n.Parent, On: aliasLink(n), Follows: n.Follows, Gateways: n.Gateways, Subnets: subnets(n),
 			Pool: n.Pool.String(), Size: n.Pool.Size(), Free: d.store.Free(n.Pool), MTU: n.MTU, Auto: n.Auto,
 			Source: string(n.Source), Egress: string(n.Egress), DAD: string(n.DAD), Alias: string(n.Alias), Conflict: string(n.Conflict),
-			ICC: n.ICC, Internal: n.Internal, Leaving: n.Leaving, Mark: d.natNetwork(n).Mark,
+			Limit: limitText(n.Filter.Limit), ICC: n.ICC, Internal: n.Internal, Leaving: n.Leaving, Mark: d.natNetwork(n).Mark,
 		}
 		list = append(list, info)
 	}

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/extip/extip/announce"
+	"github.com/extip/extip/nat"
 )
 
 // TestView: what is told of addresses and networks, in the form that programs
@@ -67,11 +69,43 @@ func TestView(t *testing.T) {
 	}
 	want = `[{"id": "` + netID + `", "bridge": "xip-02b1c3d4e5f", "parent": "br-ex", "on": "br-ex", "gateways": ["172.31.0.1/16"], "subnets": ["172.31.0.0/16"],
   "pool": "203.0.113.56-203.0.113.58", "size": 3, "free": 2, "mtu": 1450, "auto": true, "source": "client", "egress": "external", "dad": "fast",
-  "alias": "parent", "conflict": "keep", "icc": true, "endpoints": 3, "external": 4}]`
+  "alias": "parent", "conflict": "keep", "limit": "none", "icc": true, "endpoints": 3, "external": 4}]`
 	if diff := cmp.Diff(text(json.RawMessage(want)), text(l.NetworkInfos())); diff != "" {
 		t.Errorf("networks (-want +got):\n%s", diff)
 	}
 	if got := text(newLab(t).Addresses()) + text(newLab(t).NetworkInfos()); got != "[][]" {
 		t.Errorf("of nothing: %s", got)
+	}
+}
+
+// TestCounted: what was counted is told of addresses that lead to their
+// container, and what can't be read keeps no address from being told of.
+func TestCounted(t *testing.T) {
+	l := operated(t)
+	if _, err := l.Move(t.Context(), addr("203.0.113.61"), ep2, true, false); err != nil {
+		t.Fatal(err)
+	}
+	n := nat.Counters{Refused: nat.Traffic{Packets: 7, Bytes: 420}, Incoming: 5, Outgoing: 3}
+	l.host.Count(addr("203.0.113.61"), n, nil)
+	list, err := l.Counted()
+	if err != nil || len(list) != 4 {
+		t.Fatal(list, err)
+	}
+	for _, a := range list {
+		want := &nat.Counters{}
+		switch {
+		case a.State == StateDraining:
+			want = nil
+		case a.External == addr("203.0.113.61"):
+			want = &n
+		}
+		if diff := cmp.Diff(want, a.Counters); diff != "" {
+			t.Errorf("%s, %s (-want +got):\n%s", a.External, a.State, diff)
+		}
+	}
+	broken := errors.New("no answer")
+	l.host.Count(addr("203.0.113.61"), n, broken)
+	if list, err := l.Counted(); len(list) != 4 || !errors.Is(err, broken) {
+		t.Errorf("unreadable: %v, %v", list, err)
 	}
 }

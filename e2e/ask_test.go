@@ -32,10 +32,14 @@ func ask(t *testing.T, questions []question) {
 }
 
 func (q question) ask() string {
-	if q.network != "icmp" {
-		return q.from.Ask(q.network, q.addr)
+	from := q.from
+	if q.want != "" {
+		from = from.Patient()
 	}
-	if ttl := q.from.Ping(q.addr); ttl != 0 {
+	if q.network != "icmp" {
+		return from.Ask(q.network, q.addr)
+	}
+	if ttl := from.Ping(q.addr); ttl != 0 {
 		return fmt.Sprintf("ttl %d", ttl)
 	}
 	return ""

@@ -122,6 +122,7 @@ func TestCLI(t *testing.T) {
 	for _, want := range []string{
 		`extip_call_duration_seconds_count{call="Join",result="ok"} 3`, `extip_call_duration_seconds_count{call="CreateEndpoint",result="error"} 1`,
 		`state="published"} 3`, `extip_pool_size{network="`, `"} 7`, `extip_repairs_total{cause="timer"} 0`,
+		`extip_address_new_connections_total{address="203.0.113.61",direction="in"} 1`,
 	} {
 		if !strings.Contains(scrape, want) {
 			t.Errorf("no %s in:\n%s", want, grep(scrape, "extip_"))
@@ -143,6 +144,75 @@ func TestCLI(t *testing.T) {
 			t.Errorf("no event %s in:\n%s", kind, text)
 		}
 	}
+}
+
+// TestAccounting: packets are counted where they are asked for, and by whom can.
+func TestAccounting(t *testing.T) {
+	lab := newLab(t, options{backend: "nftables", plugin: []string{"--accounting"}})
+	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62", "extip.ports=udp/80")
+	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
+	counted := func() (counters map[string]any) {
+		t.Helper()
+		var list []struct{ Counters map[string]any }
+		if err := json.Unmarshal([]byte(lab.extip("show", "203.0.113.56", "--json")), &list); err != nil || len(list) != 1 {
+			t.Fatal(err, list)
+		}
+		return list[0].Counters
+	}
+	ask(t, []question{{lab.outside, "udp", "203.0.113.56:80", "web saw " + outsideAddr}})
+	const refused = 3
+	for range refused {
+		lab.outside.Throw("203.0.113.56:9", 10)
+	}
+	traffic := func(packets, bytes float64) map[string]any { return map[string]any{"packets": packets, "bytes": bytes} }
+	want := map[string]any{
+		"incoming": 1.0, "outgoing": 0.0, "refused": traffic(refused, refused*(20+8+10)),
+		"received": traffic(1, 20+8+1), "sent": traffic(1, float64(20+8+len("web saw "+outsideAddr))),
+	}
+	eventually(t, "all is counted", func() bool { return cmp.Equal(want, counted()) })
+	lab.must("nft", "flush", "ruleset")
+	eventually(t, "the rules are back", func() bool { return lab.outside.Ask("udp", "203.0.113.56:80") != "" })
+	if got := counted(); got["incoming"].(float64) < 2 {
+		t.Errorf("after a flush: %v", got)
+	}
+	if out, err := lab.try("extip", "serve", "--backend=iptables", "--accounting"); err == nil || !strings.Contains(out, "--accounting needs --backend=nftables") {
+		t.Errorf("with iptables: %v, %s", err, out)
+	}
+}
+
+// TestLive follows a real packet; what a plugin that is killed leaves of that goes
+// when it is started.
+func TestLive(t *testing.T) {
+	lab := newLab(t, options{backend: "nftables"})
+	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
+	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
+	live := lab.command("extip", "trace", "--live", "203.0.113.56:80")
+	log, err := os.Create(filepath.Join(lab.dir, "live"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	live.Stdout = log
+	if err := live.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = live.Process.Kill()
+		_ = live.Wait()
+	})
+	tables := func() string { return lab.must("nft", "list", "tables") }
+	eventually(t, "packets are followed", func() bool { return strings.Contains(tables(), "table ip extip-live") })
+	ask(t, []question{{lab.outside, "tcp", "203.0.113.56:80", "web saw " + outsideAddr}})
+	eventually(t, "what they meet is told", func() bool {
+		b, err := os.ReadFile(log.Name())
+		return err == nil && strings.Contains(string(b), " > 172.31.0.2:80 tcp syn\n") &&
+			strings.Contains(string(b), "ip extip prerouting: accept: dnat to ip daddr map @ext2ctr\n")
+	})
+	lab.killPlugin()
+	if !strings.Contains(tables(), "table ip extip-live") {
+		t.Errorf("killed, it left nothing: the test shows nothing: %s", tables())
+	}
+	lab.startPlugin()
+	eventually(t, "nothing is left of it", func() bool { return !strings.Contains(tables(), "extip-live") })
 }
 
 // scrape is what Prometheus would see on the host.

@@ -45,9 +45,7 @@ func TestCompatibility(t *testing.T) {
 				m.build(m.name, "1")
 				lab.docker("plugin", "enable", m.name)
 				if firewall == "iptables-legacy" {
-					if log := m.engineLog(); !strings.Contains(log, "iptables-legacy has rules here") {
-						t.Errorf("the engine's log doesn't say what is not possible:\n%s", tail(log, 20))
-					}
+					eventually(t, "the engine's log says what is not possible", m.engineLogs("iptables-legacy has rules here"))
 					row = append(row, "no, and says so")
 					return
 				}

@@ -93,7 +93,7 @@ func (d *daemon) signal(name string) {
 	select {
 	case <-d.ended:
 		d.cmd = nil
-	case <-time.After(30 * time.Second):
+	case <-time.After(long):
 		t.Fatalf("%s does not end after SIG%s", d.name, name)
 	}
 }

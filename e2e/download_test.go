@@ -44,7 +44,7 @@ func startDownload(t *testing.T, to *nettest.Node, addr string) *download {
 	t.Helper()
 	d := &download{ended: make(chan struct{})}
 	to.MustDo(func() (err error) {
-		d.conn, err = net.DialTimeout("tcp", net.JoinHostPort(addr, fmt.Sprint(downloadPort)), 5*time.Second)
+		d.conn, err = net.DialTimeout("tcp", net.JoinHostPort(addr, fmt.Sprint(downloadPort)), long)
 		return err
 	})
 	t.Cleanup(func() { _ = d.conn.Close() })
@@ -73,7 +73,7 @@ func startDownload(t *testing.T, to *nettest.Node, addr string) *download {
 // goesOn tells whether more lines come, all of them of the same server.
 func (d *download) goesOn() bool {
 	now := d.lines.Load()
-	return within(3*time.Second, func() bool { return d.lines.Load() > now+100 }) && d.wrong.Load() == 0
+	return within(long, func() bool { return d.lines.Load() > now+100 }) && d.wrong.Load() == 0
 }
 
 // broke tells whether the connection has ended, or nothing comes any more.

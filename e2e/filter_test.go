@@ -68,7 +68,7 @@ func filters(t *testing.T, o options) {
 	if more := in.answered.Load() - n; more > 0 {
 		t.Errorf("%d more answers after the change", more)
 	}
-	in.stop()
+	in.end()
 	lab.extip("ports", "open", "all")
 	lab.extip("allow", "open", "203.0.113.201,2001:db8::201")
 	ask(t, []question{

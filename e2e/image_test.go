@@ -126,9 +126,13 @@ func cached(name string, command []string) (string, error) {
 		}
 	}
 	partial := file + ".partial"
-	out, err := onMachine(append(command, codename, partial)...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%s: %w\n%s", strings.Join(command, " "), err, out)
+	for range 3 { // a mirror may have its moments
+		var out []byte
+		out, err = onMachine(append(command, codename, partial)...).CombinedOutput()
+		if err == nil {
+			return file, os.Rename(partial, file)
+		}
+		err = fmt.Errorf("%s: %w\n%s", strings.Join(command, " "), err, out)
 	}
-	return file, os.Rename(partial, file)
+	return "", err
 }

@@ -336,6 +336,9 @@ func (l *lab) run(name string, args ...string) *nettest.Node {
 	l.docker(append(args, probeImage, "/probe", "serve", "80", "8080")...)
 	c := l.container(name)
 	eventually(l.t, name+" serves", func() bool { return c.Ask("tcp", "127.0.0.1:8080") != "" })
+	if c.Command("ip", "link", "show", "dev", "eth0").Run() == nil { // not of --network none
+		c.AwaitIPv6("eth0")
+	}
 	return c
 }
 
@@ -353,10 +356,13 @@ func (l *lab) inspectIP(name, network string) string {
 	return l.docker("inspect", "-f", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", network), name)
 }
 
+// long is how long what must happen may take on a busy machine.
+const long = time.Minute
+
 // eventually waits until ok, and fails the test if that takes too long.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	if !within(15*time.Second, ok) {
+	if !within(long, ok) {
 		t.Fatalf("still not true: %s", what)
 	}
 }
@@ -377,7 +383,7 @@ func within(patience time.Duration, ok func() bool) bool {
 func (l *lab) unchanged(before string) {
 	l.t.Helper()
 	var after string
-	if within(2*time.Second, func() bool { after = l.host.Dump(); return after == before }) {
+	if within(long, func() bool { after = l.host.Dump(); return after == before }) {
 		return
 	}
 	diff := difference(before, after)
@@ -392,7 +398,7 @@ func (l *lab) unchanged(before string) {
 func (l *lab) sameButOrder(before string) {
 	l.t.Helper()
 	var diff string
-	if !within(2*time.Second, func() bool { diff = difference(before, l.host.Dump()); return diff == "" }) {
+	if !within(long, func() bool { diff = difference(before, l.host.Dump()); return diff == "" }) {
 		l.t.Errorf("the host differs from before (-before +after):\n%s", diff)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/extip/extip/internal/nettest"
 )
@@ -120,7 +119,7 @@ cat >/dev/null; kill -9 $!; wait`
 	if _, err := fmt.Fscanln(stdout, &l.init); err != nil {
 		l.t.Fatalf("the machine did not boot: %v", err)
 	}
-	if !within(time.Minute, func() bool {
+	if !within(3*long, func() bool {
 		out, err := l.command("systemctl", "is-system-running").Output()
 		return err == nil && strings.TrimSpace(string(out)) == "running"
 	}) {

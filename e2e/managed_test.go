@@ -116,9 +116,7 @@ func TestManagedBesideService(t *testing.T) {
 	if out, err := m.tryDocker("plugin", "enable", m.name); err == nil {
 		t.Errorf("enabled beside the service: %s", out)
 	}
-	if log := m.engineLog(); !strings.Contains(log, "another plugin serves it") {
-		t.Errorf("the engine's log doesn't say why:\n%s", tail(log, 20))
-	}
+	eventually(t, "the engine's log says why", m.engineLogs("another plugin serves it"))
 	m.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	m.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
 	m.works("web", "203.0.113.56")
@@ -130,18 +128,20 @@ func TestManagedBesideLegacy(t *testing.T) {
 	m := newManaged(t, options{flavour: "legacy"}, "extip/plugin:one")
 	m.build(m.name, "1")
 	m.docker("plugin", "enable", m.name)
-	if log := m.engineLog(); !strings.Contains(log, "iptables-legacy has rules here") {
-		t.Errorf("the engine's log doesn't say so:\n%s", tail(log, 20))
-	}
+	eventually(t, "the engine's log says so", m.engineLogs("iptables-legacy has rules here"))
 }
 
-func (m *managed) engineLog() string {
-	m.t.Helper()
-	log, err := os.ReadFile(m.engine.log())
-	if err != nil {
-		m.t.Fatal(err)
+// engineLogs tells whether the engine's log has a text, which comes from the
+// plugin by way of containerd, a while later.
+func (m *managed) engineLogs(text string) func() bool {
+	return func() bool {
+		m.t.Helper()
+		log, err := os.ReadFile(m.engine.log())
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		return strings.Contains(string(log), text)
 	}
-	return string(log)
 }
 
 // TestManagedFromRegistry installs the plugin from a registry, after a look at

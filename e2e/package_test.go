@@ -191,11 +191,11 @@ func testDeb(t *testing.T, m *lab) {
 	works()
 	// A process that hangs is ended and started again.
 	m.must("mkdir", "-p", "/run/systemd/system/extip.service.d")
-	install(t, []byte("[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n"), m.path("/run/systemd/system/extip.service.d/watchdog.conf"))
+	install(t, []byte("[Service]\nWatchdogSec=10\nTimeoutAbortSec=1\n"), m.path("/run/systemd/system/extip.service.d/watchdog.conf"))
 	m.must("systemctl", "daemon-reload")
 	m.must("systemctl", "restart", "extip")
 	pid = m.mainPID()
-	time.Sleep(3 * time.Second)
+	time.Sleep(12 * time.Second)
 	if m.mainPID() != pid {
 		t.Error("the watchdog bites a process that is well")
 	}

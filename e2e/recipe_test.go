@@ -33,14 +33,14 @@ func TestRecipe(t *testing.T) {
 				"--network", "name=web,driver-opt=extip.address=203.0.113.57",
 				recipeImage, "apache2ctl", "-D", "FOREGROUND")
 
-			ssh := []string{"ssh", "-F", "/dev/null", "-i", key, "-o", "BatchMode=yes", "-o", "ConnectTimeout=2",
+			ssh := []string{"ssh", "-F", "/dev/null", "-i", key, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10",
 				"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "root@203.0.113.56", "hostname; echo $SSH_CONNECTION"}
 			eventually(t, "ssh reaches the container, which sees who is there", func() bool {
 				out, err := lab.outside.Try(ssh...)
 				return err == nil && strings.Contains(out, "shell\n"+outsideAddr+" ")
 			})
 			eventually(t, "curl reaches Apache on port 80", func() bool {
-				out, err := lab.outside.Try("curl", "-sSI", "--noproxy", "*", "-m", "2", "http://203.0.113.57/")
+				out, err := lab.outside.Try("curl", "-sSI", "--noproxy", "*", "-m", "10", "http://203.0.113.57/")
 				return err == nil && strings.Contains(out, "Server: Apache")
 			})
 			if log := lab.docker("exec", "site", "cat", "/var/log/apache2/access.log"); !strings.HasPrefix(log, outsideAddr+" ") {

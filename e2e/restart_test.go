@@ -106,7 +106,7 @@ func TestPluginKilledInCall(t *testing.T) {
 	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.60")
 	ask(t, []question{{lab.outside, "tcp", "203.0.113.60:80", "web saw " + outsideAddr}})
 	lab.docker("rm", "-f", "web")
-	if !within(2*time.Minute, func() bool { return lab.host.Dump() == before }) {
+	if !within(5*long, func() bool { return lab.host.Dump() == before }) {
 		lab.unchanged(before)
 	}
 	lab.docker("network", "rm", "web")

@@ -170,13 +170,16 @@ func (s *site) start(l *lab, name string) {
 	l.must(l.plugin.args[0], "doctor")
 	l.must(l.plugin.args[0], "trace", routedAddr)
 	c := l.container(name)
-	ask(s.t, []question{
+	for _, q := range []question{
 		{s.client, "tcp", routedAddr + ":80", name + " saw " + clientAddr},
 		{s.client, "udp", "[" + routedAddr6 + "]:80", name + " saw " + clientAddr6},
 		{c, "tcp", clientAddr + ":80", "client saw " + routedAddr},
 		{c, "udp", "[" + clientAddr6 + "]:80", "client saw " + routedAddr6},
 		{l.host, "tcp", clientAddr + ":80", "client saw " + l.opts.address},
-	})
+	} {
+		// A daemon that is kept waiting for a second takes its routes back.
+		eventually(s.t, fmt.Sprintf("%s asks %s %s: %s", q.from.Name, q.network, q.addr, q.want), func() bool { return q.ask() == q.want })
+	}
 }
 
 // stop stops a container, and returns when the router has no way to it.

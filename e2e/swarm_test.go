@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestSwarm: a service of one replica, on a network that each of three nodes
@@ -26,7 +25,7 @@ func TestSwarm(t *testing.T) {
 		n.docker("network", "create", "--config-only", "--subnet", "172.31.0.0/16",
 			"-o", "extip.parent="+n.parent, "-o", "extip.pool=203.0.113.56-203.0.113.62", "here")
 	}
-	manager.docker("swarm", "init", "--advertise-addr", hostAddr, "--dispatcher-heartbeat", "2s")
+	manager.docker("swarm", "init", "--advertise-addr", hostAddr, "--dispatcher-heartbeat", "3s")
 	token := manager.docker("swarm", "join-token", "-q", "worker")
 	workers := map[string]*managed{} // by the node's id
 	for address, n := range nodes {
@@ -41,7 +40,7 @@ func TestSwarm(t *testing.T) {
 		"--endpoint-mode", "dnsrr", "--constraint", "node.role==worker",
 		"--network", "name=web,driver-opt=extip.address=203.0.113.60", image, "/probe", "serve", "80")
 	runs := func() bool { return answer(manager.outside, "203.0.113.60:80") == "web saw "+outsideAddr }
-	if !within(time.Minute, runs) {
+	if !within(3*long, runs) {
 		manager.docker("service", "ps", "--no-trunc", "web")
 		t.Fatal("the service doesn't run")
 	}
@@ -50,7 +49,7 @@ func TestSwarm(t *testing.T) {
 		t.Fatalf("it runs on %q", first)
 	}
 	workers[first].cutPower()
-	if !within(2*time.Minute, runs) {
+	if !within(5*long, runs) {
 		manager.docker("service", "ps", "--no-trunc", "web")
 		t.Fatal("the service doesn't run again")
 	}
@@ -61,7 +60,7 @@ func TestSwarm(t *testing.T) {
 	manager.docker("service", "rm", "web")
 	n := workers[second]
 	// A dump of what is being removed fails, so it waits for what goes last.
-	if !within(30*time.Second, func() bool {
+	if !within(long, func() bool {
 		out, err := n.command("sh", "-c", "ip -o link; nft list tables").Output()
 		return err == nil && !strings.Contains(string(out), "xip") && !strings.Contains(string(out), "extip")
 	}) || ours(n.host.Dump()) != "" {

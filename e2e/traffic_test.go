@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -11,71 +12,84 @@ import (
 )
 
 // A flow is one datagram flow from a machine to an address, with a packet
-// every two milliseconds and an answer to each, until it is stopped.
+// every two milliseconds and an answer to each, until it is stopped. A server
+// that can't keep up gets fewer, as they would be lost in its socket's buffer.
 type flow struct {
 	conn     net.Conn
 	sent     atomic.Int64
 	answered atomic.Int64
 	stopping chan struct{}
-	done     sync.WaitGroup
+	quieten  func() // closes stopping
+
+	sender, reader sync.WaitGroup
 }
 
 const pace = 2 * time.Millisecond
+
+// Of window packets without an answer, one more is sent only every so many
+// ticks: the least buffer holds 200 or so.
+const window, rarely = 100, 100
 
 // startFlow returns once the first answer is there.
 func startFlow(t *testing.T, from *nettest.Node, addr string) *flow {
 	t.Helper()
 	f := &flow{stopping: make(chan struct{})}
+	f.quieten = sync.OnceFunc(func() { close(f.stopping) })
 	from.MustDo(func() (err error) {
 		f.conn, err = net.Dial("udp", addr)
 		return err
 	})
-	f.done.Go(func() {
+	f.reader.Go(func() {
 		buf := make([]byte, 256)
 		for {
-			if _, err := f.conn.Read(buf); err != nil {
-				// An ICMP error of a moment without an answer is no end.
-				select {
-				case <-f.stopping:
-					return
-				default:
-					continue
-				}
+			_, err := f.conn.Read(buf)
+			switch {
+			case err == nil:
+				f.answered.Add(1)
+			case errors.Is(err, net.ErrClosed):
+				return
 			}
-			f.answered.Add(1)
+			// An ICMP error of a moment without an answer is no end.
 		}
 	})
-	f.done.Go(func() {
+	f.sender.Go(func() {
 		tick := time.NewTicker(pace)
 		defer tick.Stop()
-		for {
+		for ticks := 0; ; ticks++ {
 			select {
 			case <-f.stopping:
 				return
 			case <-tick.C:
+				if f.sent.Load()-f.answered.Load() >= window && ticks%rarely != 0 {
+					continue
+				}
 				if _, err := f.conn.Write([]byte("?")); err == nil {
 					f.sent.Add(1)
 				}
 			}
 		}
 	})
-	t.Cleanup(func() { f.stop() })
+	t.Cleanup(f.end)
 	eventually(t, "the flow to "+addr+" is answered", func() bool { return f.answered.Load() > 0 })
 	return f
 }
 
 // stop ends the flow and tells how many packets were sent and how many of
-// them, or of their answers, were lost.
+// them, or of their answers, were lost. It waits for those on their way.
 func (f *flow) stop() (sent, lost int64) {
-	select {
-	case <-f.stopping:
-	default:
-		close(f.stopping)
-		time.Sleep(100 * time.Millisecond) // for the last answers
-		_ = f.conn.Close()
-		f.done.Wait()
-	}
+	f.quieten()
+	f.sender.Wait()
+	within(long/2, func() bool { return f.answered.Load() >= f.sent.Load() })
+	f.end()
 	return f.sent.Load(), f.sent.Load() - f.answered.Load()
+}
+
+// end ends the flow, whatever is on its way.
+func (f *flow) end() {
+	f.quieten()
+	f.sender.Wait()
+	_ = f.conn.Close()
+	f.reader.Wait()
 }
 
 // lostNone stops flows and fails the test if any of them lost a packet while
@@ -130,7 +144,7 @@ func repairTime(t *testing.T, from *nettest.Node, addr, want string, damage func
 	select {
 	case at := <-works:
 		return at.Sub(ended)
-	case <-time.After(15 * time.Second):
+	case <-time.After(long):
 		t.Fatalf("%s is not repaired", addr)
 		return 0
 	}
@@ -144,7 +158,7 @@ func answer(from *nettest.Node, addr string) string {
 // fromPort asks by a datagram from a given port, as a client does that keeps
 // its socket while the server is restarted.
 func fromPort(from *nettest.Node, port int, addr string) string {
-	return datagram(from, port, addr, time.Second)
+	return datagram(from, port, addr, long/2)
 }
 
 // datagram sends one from a port, any if it is 0, and returns what is answered

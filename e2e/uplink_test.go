@@ -23,6 +23,7 @@ func twoUplinks(t *testing.T, o options) {
 	// Far away, as far as the host knows: only default routes lead there.
 	router.Run("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
 	router.Run("ip", "addr", "add", "2001:db8:200::1/128", "dev", "lo")
+	router.AwaitIPv6("lo")
 	router.Run("ip", "route", "add", "198.51.100.56", "dev", "eth0", "src", "192.0.2.1")
 	router.Run("ip", "route", "add", "2001:db8:100::56", "dev", "eth0", "src", "2001:db8:200::1")
 	router.Serve(80)
@@ -42,9 +43,7 @@ func twoUplinks(t *testing.T, o options) {
 	if got := bad.ask(); got == bad.want {
 		t.Error("without a second default route it works already: the test proves nothing")
 	}
-	if !strings.Contains(lab.pluginLog(), "no default route through it") {
-		t.Error("nothing in the log about the missing route")
-	}
+	eventually(t, "the log says that a route is missing", func() bool { return strings.Contains(lab.pluginLog(), "no default route through it") })
 	lab.host.Run("ip", "route", "add", "default", "via", "198.51.100.1", "dev", "eth9", "metric", "200")
 	lab.host.Run("ip", "route", "add", "default", "via", "2001:db8:100::1", "dev", "eth9", "metric", "2000")
 	eventually(t, "answers leave by their uplink", func() bool { return bad.ask() == bad.want })

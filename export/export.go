@@ -138,6 +138,14 @@ type mapping struct {
 	Gateway  bool       `json:"gateway,omitempty"`
 	Egress   bool       `json:"egress"`
 	Filter   *filter    `json:"filter,omitempty"`
+	Limit    limit      `json:"limit,omitzero"`
+}
+
+// limit is how many connections an address may have, and how many new ones a
+// second.
+type limit struct {
+	Connections uint32 `json:"connections,omitempty"`
+	Rate        uint32 `json:"rate,omitempty"`
 }
 
 // filter is who may connect to what; proto is IANA's number.
@@ -170,7 +178,7 @@ func writeJSON(w io.Writer, s Setup) error {
 		d.Networks = append(d.Networks, network{n.ID, n.Bridge, n.Uplinks, n.Subnets, n.Internal, n.Mark})
 	}
 	for _, m := range s.Mappings {
-		d.Mappings = append(d.Mappings, mapping{m.Endpoint, m.External, m.Internal, m.Gateway, m.Egress, filterOf(m.Filter)})
+		d.Mappings = append(d.Mappings, mapping{m.Endpoint, m.External, m.Internal, m.Gateway, m.Egress, filterOf(m.Filter), limit(m.Limit)})
 	}
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")

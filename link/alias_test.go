@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/extip/extip/internal/nettest"
 )
@@ -91,13 +90,7 @@ func TestForeignAddress6(t *testing.T) {
 	} {
 		h.signs = tt.signs
 		node.Run(append([]string{"ip", "addr", "add", "dev", "eth0"}, strings.Fields(tt.text)...)...)
-		// The kernel makes an IPv6 address's route a moment later.
-		for range 500 {
-			if strings.Contains(node.Run("ip", "-6", "route", "show", "table", "local"), "2001:db8::56") {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+		node.AwaitAsked("eth0", "2001:db8::56/128")
 		if err := h.EnsureAlias("eth0", external6); errors.Is(err, ErrNotOurs) == tt.ours {
 			t.Errorf("signs %v, %s: ensured: %v", tt.signs, tt.text, err)
 		}
@@ -126,6 +119,7 @@ func TestAliasOnLo(t *testing.T) {
 	before := node.Dump()
 	for _, a := range []netip.Addr{external, external6} {
 		do(t, node, func() error { return h.EnsureAlias("lo", a) }, func() error { return h.EnsureAlias("lo", a) })
+		node.AwaitAsked("lo", netip.PrefixFrom(a, a.BitLen()).String())
 		if why, err := h.Unusable("eth0", a); why != "" || err != nil {
 			t.Errorf("%s %s, %v", a, why, err)
 		}

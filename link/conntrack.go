@@ -110,6 +110,28 @@ func (f flow) key() []byte {
 	return key
 }
 
+// ended tells whether it is a TCP connection that is closed, and only waits to be
+// forgotten.
+func (f flow) ended() bool {
+	const timeWait, closed = 7, 8 // TCP_CONNTRACK_*, linux/netfilter/nf_conntrack_tcp.h
+	for kind, info := range attrs(f.attrs) {
+		if kind != nl.CTA_PROTOINFO {
+			continue
+		}
+		for kind, tcp := range attrs(info[unix.NLA_HDRLEN:]) {
+			if kind != nl.CTA_PROTOINFO_TCP {
+				continue
+			}
+			for kind, state := range attrs(tcp[unix.NLA_HDRLEN:]) {
+				if kind == nl.CTA_PROTOINFO_TCP_STATE && len(state) > unix.NLA_HDRLEN {
+					return state[unix.NLA_HDRLEN] == timeWait || state[unix.NLA_HDRLEN] == closed
+				}
+			}
+		}
+	}
+	return false
+}
+
 // tupleAddrs reads the addresses of a CTA_TUPLE_ORIG or CTA_TUPLE_REPLY.
 func tupleAddrs(tuple []byte) (src, dst netip.Addr) {
 	for kind, attr := range attrs(tuple[unix.NLA_HDRLEN:]) {

@@ -220,6 +220,45 @@ func (h *Host) Remaining(pairs []Pair) (map[Pair]int, error) {
 	return count, nil
 }
 
+// A FlowCount is how many flows an address has.
+type FlowCount struct {
+	// All is the entries of the table, Open those of them that are no TCP
+	// connections which have ended.
+	All, Open int
+}
+
+// Count counts the flows that were opened to the External addresses, and by the
+// Internal ones; those that have none are not in the answer. It reads the whole
+// table: 0.4 s for 200,000.
+func (h *Host) Count(fl Flows) (map[netip.Addr]FlowCount, error) {
+	count := map[netip.Addr]FlowCount{}
+	wanted := map[search]bool{}
+	for _, a := range fl.External {
+		wanted[search{field: origDst, addr: a}] = true
+	}
+	for _, a := range fl.Internal {
+		wanted[search{field: origSrc, addr: a}] = true
+	}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		err := h.dump(family, nil, func(found flow) {
+			for _, f := range []field{origDst, origSrc} {
+				if a := found.addrs[f]; wanted[search{field: f, addr: a}] {
+					n := count[a]
+					n.All++
+					if !found.ended() {
+						n.Open++
+					}
+					count[a] = n
+				}
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("link: count flows: %w", err)
+		}
+	}
+	return count, nil
+}
+
 func (h *Host) deleteEach(family uint8, keys [][]byte) error {
 	for _, key := range keys {
 		if err := h.delete(family, key); err != nil {

@@ -2,6 +2,7 @@ package link
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -179,6 +180,30 @@ func TestForgetPairs(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestCount: what was opened to an address and by one is counted, and what has
+// ended apart.
+func TestCount(t *testing.T) {
+	_, node, h := newHost(t)
+	out := udp("172.31.0.2", "198.51.100.1", "198.51.100.1", 3)
+	out.Reverse.DstIP = netip.MustParseAddr("192.0.2.56").AsSlice()
+	tcp := func(state uint8, port uint16) *netlink.ConntrackFlow {
+		f := udp("2001:db8:1::1", "2001:db8::56", "fd00::2", port)
+		f.Forward.Protocol, f.Reverse.Protocol = unix.IPPROTO_TCP, unix.IPPROTO_TCP
+		f.ProtoInfo = &netlink.ProtoInfoTCP{State: state}
+		return f
+	}
+	track(t, node, udp("198.51.100.1", "192.0.2.56", "172.31.0.2", 1), udp("198.51.100.1", "192.0.2.56", "172.31.0.2", 2),
+		udp("198.51.100.1", "192.0.2.57", "172.31.0.3", 1), out, tcp(nl.TCP_CONNTRACK_ESTABLISHED, 1), tcp(nl.TCP_CONNTRACK_TIME_WAIT, 2), tcp(nl.TCP_CONNTRACK_CLOSE, 3))
+	got, err := h.Count(Flows{External: parse("192.0.2.56", "2001:db8::56", "192.0.2.58"), Internal: parse("172.31.0.2", "fd00::2")})
+	want := map[netip.Addr]FlowCount{}
+	for a, n := range map[string]FlowCount{"192.0.2.56": {2, 2}, "172.31.0.2": {1, 1}, "2001:db8::56": {3, 1}} {
+		want[netip.MustParseAddr(a)] = n
+	}
+	if !maps.Equal(got, want) || err != nil {
+		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
 }
 

@@ -48,6 +48,7 @@ func newUplinked(t *testing.T) *uplinked {
 	}
 	u.web = u.host.Container("web", "br0", "172.31.0.2/16", "172.31.0.1")
 	u.web.Run("ip", "addr", "add", "2001:db8:d::2/64", "dev", "eth0", "nodad")
+	u.web.AwaitIPv6("eth0")
 	u.web.Run("ip", "route", "add", "default", "via", "2001:db8:d::1")
 	u.web.Serve(80)
 	u.far.Serve(80)
@@ -65,6 +66,7 @@ func newUplinked(t *testing.T) *uplinked {
 	for _, a := range []string{"198.51.100.56", "2001:db8:b::56"} {
 		do(t, u.host, func() error { return u.h.EnsureAlias("up2", netip.MustParseAddr(a)) })
 	}
+	u.host.AwaitIPv6("up2")
 	return u
 }
 

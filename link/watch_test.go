@@ -37,7 +37,7 @@ func watch(t *testing.T, node *nettest.Node, h *Host) (changes <-chan string, st
 func hear(t *testing.T, changes <-chan string, wanted string) []string {
 	t.Helper()
 	var heard []string
-	for deadline := time.After(10 * time.Second); ; {
+	for deadline := time.After(time.Minute); ; {
 		select {
 		case c := <-changes:
 			if c == wanted {

@@ -75,6 +75,9 @@ func checkMapping(m Mapping) error {
 	if ferr := m.Filter.check(m.External); ferr != nil {
 		err = errors.Join(err, fmt.Errorf("filter: %w", ferr))
 	}
+	if lerr := m.Limit.check(); lerr != nil {
+		err = errors.Join(err, fmt.Errorf("limit: %w", lerr))
+	}
 	if err != nil {
 		return fmt.Errorf("nat: mapping %q: %w", m.External, err)
 	}

@@ -48,6 +48,9 @@ type Mapping struct {
 	// Filter keeps out what may not connect to External; nil if everything
 	// may. It is not changed after it was handed over.
 	Filter *Filter
+	// Limit bounds the connections to External, and those that the container
+	// opens.
+	Limit Limit
 }
 
 // State is everything a backend should hold: no more and no less.
@@ -82,6 +85,14 @@ type Backend interface {
 	Repair() (repaired []string, err error)
 	// Check returns the lines that Repair would, and changes nothing.
 	Check() (differences []string, err error)
+	// Counters is what was counted of each external address that is mapped,
+	// since it was, or since an earlier process mapped it. No number of an
+	// address goes down as long as it stays mapped, to whatever container.
+	// What somebody else's flush took away since the last call is not in it.
+	// It is empty where the kernel can't count.
+	// Its cost grows with the number of mappings; other methods don't wait
+	// while the kernel is read.
+	Counters() (map[netip.Addr]Counters, error)
 }
 
 // Sort puts a state into canonical order, so that equal states compare equal.

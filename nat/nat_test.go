@@ -33,6 +33,8 @@ func (j *journal) Remove(...nat.Mapping) error       { return j.note("unmap") }
 func (j *journal) Sync(nat.State) ([]string, error)  { return []string{"a rule"}, j.note("sync") }
 func (j *journal) Repair() ([]string, error)         { return nil, j.note("repair") }
 
+func (j *journal) Counters() (map[netip.Addr]nat.Counters, error) { return nil, nil }
+
 func (j *journal) Check() ([]string, error) { return []string{"a difference"}, j.note("check") }
 
 type admission struct{ *journal }

@@ -6,6 +6,17 @@ export PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin HOME=${HOME:-/root}
 
 die() { echo "$0: $*" >&2; exit 1; }
 
+# again COMMAND...: up to three times, as a mirror may have its moments.
+again() {
+	local pause
+	for pause in 5 30; do
+		if "$@"; then return; fi
+		echo "   once more, in $pause s: $*" >&2
+		sleep $pause
+	done
+	"$@"
+}
+
 # need PROGRAM=PACKAGE...: installs the packages whose program is missing.
 need() {
 	local pair missing=()
@@ -30,10 +41,18 @@ apt_install() (
 	fi
 	export DEBIAN_FRONTEND=noninteractive
 	echo "   installing: $*"
-	# A foreign source that can't be updated doesn't matter if the packages install.
-	{ apt-get -q update; apt-get -q -y --no-install-recommends install "$@"; } >"$log" 2>&1 </dev/null ||
-		{ tail -20 "$log" >&2; die "apt-get could not install: $*"; }
+	again apt_once "$log" install "$@" || die "apt-get could not install: $*"
 )
+
+# apt_once LOG ARGUMENT...: gets packages. Another apt-get, such as that of a
+# machine that has just booted, is waited for.
+apt_once() {
+	local log=$1 patient=(-q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
+	shift
+	# A foreign source that can't be updated doesn't matter if the packages are there.
+	{ apt-get "${patient[@]}" update; apt-get "${patient[@]}" -y --no-install-recommends "$@"; } >"$log" 2>&1 </dev/null ||
+		{ tail -20 "$log" >&2; return 1; }
+}
 
 # need_routing: BIRD and FRR. Installed, their daemons would run from the
 # machine's next start on; so they are only unpacked, where e2e looks for them.
@@ -57,10 +76,7 @@ apt_unpack() (
 	trap 'rm -rf "$log" "$debs"' EXIT
 	shift
 	echo "   unpacking: $*"
-	{
-		apt-get -q update
-		apt-get -q -y --no-install-recommends --download-only --reinstall -o Dir::Cache::archives="$debs" install "$@"
-	} >"$log" 2>&1 </dev/null || { tail -20 "$log" >&2; die "apt-get could not download: $*"; }
+	again apt_once "$log" --download-only --reinstall -o Dir::Cache::archives="$debs" install "$@" || die "apt-get could not download: $*"
 	rm -rf "$dir" && mkdir -p "$dir"
 	for deb in "$debs"/*.deb; do dpkg-deb -x "$deb" "$dir"; done
 )

@@ -104,7 +104,7 @@ counted() { awk 'NF > 1 { print "   " $0 } NF == 1 && ++n % 25 == 0 { printf "  
 network() {
 	ip -o link
 	ip -o addr | sed 's/\\ *valid_lft.*//'
-	ip route show table all
+	ip route show table all | sed 's/ expires [0-9]*sec//'
 	ip rule
 	nft -s list ruleset
 	for tool in iptables-legacy-save ip6tables-legacy-save; do
@@ -176,10 +176,15 @@ lab() {
 	show host docker run -d --name web --hostname web \
 		--network "name=web,driver-opt=extip.address=$external" probe /probe serve 80
 
+	for ((i = 0; i < 600; i++)); do # its program takes a moment
+		if docker exec web /probe ask tcp 127.0.0.1:80 &>/dev/null; then break; fi
+		sleep 0.1
+	done
+
 	step 5 "From outside, TCP, UDP and ICMP reach it, and it sees who is really there"
 	expect "web saw $outside" outside probe ask tcp $external:80
 	expect "web saw $outside" outside probe ask udp $external:80
-	expect " 0% packet loss" outside ping -q -c 1 -W 2 $external
+	expect " 0% packet loss" outside ping -q -c 1 -W 30 $external
 
 	step 6 "It goes out from its own external address, not the host's"
 	expect "outside saw $external" host docker exec web /probe ask tcp $outside:80
@@ -209,7 +214,7 @@ docker_host() { ip -o -4 addr && iptables-save | sed -n '/^-A/p; /^:.* - /s/ \[.
 
 # listening PID SOCKET LOG: waits until the program has its socket.
 listening() {
-	for ((i = 0; i < 600; i++)); do
+	for ((i = 0; i < 1200; i++)); do
 		if [[ -S $2 ]]; then return; fi
 		if ! kill -0 "$1" 2>/dev/null; then break; fi
 		sleep 0.05

@@ -17,7 +17,8 @@ if ((EUID == 0)); then
 	need_routing
 	need_go
 fi
-go version
+again go version # may fetch the one that go.mod names
+again go mod download
 
 say "make check"
 make check

@@ -82,19 +82,27 @@ const (
 	ConflictYield Conflict = "yield"
 )
 
-// Filter says who may connect to external addresses, and to what. The zero
-// Filter keeps nothing out.
+// Filter says who may connect to external addresses, to what, and how much of
+// it. The zero Filter keeps nothing out.
 type Filter struct {
 	// Ports may be reached; none stands for all, of every protocol.
 	Ports []Ports `json:"ports,omitempty"`
 	// Allow may connect; none stands for everyone.
 	Allow  []netip.Prefix `json:"allow,omitempty"`
 	Refuse Refuse         `json:"refuse,omitempty"`
+	Limit  Limit          `json:"limit,omitzero"`
 }
 
 // Equal tells whether two filters are the same.
 func (f Filter) Equal(o Filter) bool {
-	return slices.Equal(f.Ports, o.Ports) && slices.Equal(f.Allow, o.Allow) && f.Refuse == o.Refuse
+	return slices.Equal(f.Ports, o.Ports) && slices.Equal(f.Allow, o.Allow) && f.Refuse == o.Refuse && f.Limit == o.Limit
+}
+
+// Limit says how many connections an address may have at a time, and how many
+// new ones a second; 0 stands for any number.
+type Limit struct {
+	Connections uint32 `json:"connections,omitempty"`
+	Rate        uint32 `json:"rate,omitempty"`
 }
 
 // Ports is a protocol by its name, and a range of its ports if it has any.

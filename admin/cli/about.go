@@ -26,7 +26,7 @@ is said, and no error; "extip --version" doesn't ask.`,
 		Args:              words(0, 0),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := briefly(cmd)
+			ctx, cancel := a.briefly(cmd)
 			defer cancel()
 			v := versions{Client: a.version}
 			if about, err := a.plugin.About(ctx); err != nil {

@@ -53,7 +53,7 @@ func (a *app) addresses(ctx context.Context) ([]address, error) {
 }
 
 func (a *app) nameContainers(ctx context.Context, list []address) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, a.patience)
 	defer cancel()
 	containers, _ := a.engine.Containers(ctx)
 	names := map[string]string{}
@@ -69,7 +69,7 @@ func (a *app) nameContainers(ctx context.Context, list []address) {
 
 // networkNames asks the engine, which may not answer.
 func (a *app) networkNames(ctx context.Context) map[string]string {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, a.patience)
 	defer cancel()
 	names, _ := a.engine.Networks(ctx)
 	return names

@@ -40,6 +40,9 @@ type app struct {
 	plugin *admin.Client
 	engine engine
 	now    func() time.Time
+	// patience ends questions that are asked by the way: for names, and by
+	// shells.
+	patience time.Duration
 	// width is of the terminal, in columns; 0 if the output is none, and
 	// lines may have any. color tells whether to use it.
 	width int
@@ -48,7 +51,7 @@ type app struct {
 
 // New returns the command extip with all verbs but serve.
 func New(version string) *cobra.Command {
-	return newCommand(&app{version: version, now: time.Now})
+	return newCommand(&app{version: version, now: time.Now, patience: patience})
 }
 
 func newCommand(a *app) *cobra.Command {
@@ -100,6 +103,7 @@ func (a *app) verbs() []*cobra.Command {
 		a.move(),
 		a.ports(),
 		a.allow(),
+		a.limit(),
 		a.reserve(),
 		a.unreserve(),
 		a.adopt(),
@@ -195,15 +199,15 @@ func words(min, max int) cobra.PositionalArgs {
 	}
 }
 
-// patience ends questions that are asked by the way: for names, and by shells.
+// patience is the program's: nobody is to wait for an engine that hangs.
 const patience = 2 * time.Second
 
-func briefly(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+func (a *app) briefly(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	ctx := cmd.Context()
 	if ctx == nil {
 		ctx = context.Background() // a shell's completion has none
 	}
-	return context.WithTimeout(ctx, patience)
+	return context.WithTimeout(ctx, a.patience)
 }
 
 func short(id string) string { return id[:min(len(id), 12)] }

@@ -101,7 +101,7 @@ func start(t *testing.T, p admin.Plugin) string {
 // unless that is 0.
 func run(t *testing.T, a *app, args ...string) string {
 	t.Helper()
-	a.version, a.now = "v1.2.4", func() time.Time { return admintest.Now }
+	a.version, a.now, a.patience = "v1.2.4", func() time.Time { return admintest.Now }, time.Minute
 	var out bytes.Buffer
 	cmd := newCommand(a)
 	cmd.SetOut(&out)
@@ -212,6 +212,7 @@ func TestChanges(t *testing.T) {
 		"attach stopped", "attach plain", "attach nobody",
 		"detach 203.0.113.60", "detach ::ffff:203.0.113.60 --dry-run --json", "move 203.0.113.56 web", "move 203.0.113.56 both --network web-network --drain",
 		"adopt --dry-run", "ports web tcp/80,icmp", "allow web 192.0.2.0/24 --dry-run", "allow web",
+		"limit web rate=50/s --dry-run", "limit 203.0.113.56 connections=20000,rate=500/s", "limit 203.0.113.99 none", "limit web",
 		"reserve mail 203.0.113.60 203.0.113.61", "unreserve mail --quiet", "unreserve mail --json", "reconcile", "reconcile --dry-run"))
 	plugin.Left = []string{"172.31.0.2 keeps its reservation"}
 	plugin.Differs = []string{"alias 203.0.113.56 is missing on br-ex"}
@@ -286,7 +287,7 @@ func TestEvents(t *testing.T) {
 		socket := start(t, plugin)
 		ctx, cancel := context.WithCancel(t.Context())
 		var out lockedBuffer
-		cmd := newCommand(&app{plugin: admin.NewClient(socket), engine: fakeEngine{}, now: time.Now})
+		cmd := newCommand(&app{plugin: admin.NewClient(socket), engine: fakeEngine{}, now: time.Now, patience: time.Minute})
 		cmd.SetOut(&out)
 		cmd.SetArgs(strings.Fields(tt.args))
 		ended := make(chan error, 1)
@@ -305,6 +306,37 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// TestLive follows packets until it is interrupted, or its time is over.
+func TestLive(t *testing.T) {
+	plugin := admintest.Example()
+	socket := start(t, plugin)
+	var text strings.Builder
+	for _, tt := range []struct {
+		args         string
+		width, lines int
+	}{{"trace --live 203.0.113.56:443", 0, 6}, {"trace --live 203.0.113.56:443", 80, 6}, {"trace --live 203.0.113.56:443 --json", 80, 4}} {
+		ctx, cancel := context.WithCancel(t.Context())
+		var out lockedBuffer
+		cmd := newCommand(&app{plugin: admin.NewClient(socket), engine: fakeEngine{}, now: time.Now, width: tt.width})
+		cmd.SetOut(&out)
+		cmd.SetArgs(strings.Fields(tt.args))
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.ExecuteContext(ctx) }()
+		eventually(t, "all is printed", func() bool { return strings.Count(out.String(), "\n") == tt.lines })
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("when interrupted: %v", err)
+		}
+		_, _ = fmt.Fprintf(&text, "$ extip %s (in %d columns)\n%s\n", tt.args, tt.width, out.String())
+	}
+	with := func() *app { return &app{plugin: admin.NewClient(socket), engine: fakeEngine{}} }
+	if got := run(t, with(), "trace", "--live", "203.0.113.56", "--for", "1ms"); strings.Contains(got, "exit code") {
+		t.Errorf("when its time is over: %s", got)
+	}
+	plugin.Err = errors.New("203.0.113.99 is no external address of a container")
+	golden(t, "live.txt", text.String()+transcript(t, with, "trace --live 203.0.113.99", "trace --live 203.0.113.56 --from 198.51.100.1", "trace 203.0.113.56 --for 1s"))
+}
+
 // TestWatch looks again and again, in place on a terminal.
 func TestWatch(t *testing.T) {
 	plugin := admintest.Example()
@@ -312,12 +344,12 @@ func TestWatch(t *testing.T) {
 	socket := start(t, plugin)
 	ctx, cancel := context.WithCancel(t.Context())
 	var out lockedBuffer
-	cmd := newCommand(&app{plugin: admin.NewClient(socket), engine: fakeEngine{}, now: time.Now, width: 80})
+	cmd := newCommand(&app{plugin: admin.NewClient(socket), engine: fakeEngine{}, now: time.Now, patience: time.Minute, width: 80})
 	cmd.SetOut(&out)
 	cmd.SetArgs([]string{"status", "--watch", "--interval", "100ms"})
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.ExecuteContext(ctx) }()
-	eventually(t, "it has looked three times", func() bool { return strings.Count(out.String(), "\x1b[H\x1b[2JEXTERNAL") == 3 })
+	eventually(t, "it has looked three times", func() bool { return strings.Count(out.String(), "\x1b[H\x1b[2JEXTERNAL") >= 3 })
 	cancel()
 	if err := <-ended; err != nil {
 		t.Errorf("when interrupted: %v", err)
@@ -343,7 +375,7 @@ func (l *lockedBuffer) String() string {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("still not true: %s", what)
 		}

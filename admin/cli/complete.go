@@ -18,7 +18,7 @@ type completer func(context.Context) []cobra.Completion
 func (a *app) complete(of ...completer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		a.prepare(cmd.OutOrStdout())
-		ctx, cancel := briefly(cmd)
+		ctx, cancel := a.briefly(cmd)
 		defer cancel()
 		if cmd.Args != nil && cmd.Args(cmd, append(slices.Clone(args), "")) != nil && len(args) > 0 && cmd.Args(cmd, args) == nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp // there are enough
@@ -31,7 +31,7 @@ func (a *app) complete(of ...completer) cobra.CompletionFunc {
 func (a *app) completeFlag(of completer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		a.prepare(cmd.OutOrStdout())
-		ctx, cancel := briefly(cmd)
+		ctx, cancel := a.briefly(cmd)
 		defer cancel()
 		return of(ctx), cobra.ShellCompDirectiveNoFileComp
 	}

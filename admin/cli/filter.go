@@ -2,10 +2,13 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 
 	"github.com/spf13/cobra"
 
 	"github.com/extip/extip/admin"
+	"github.com/extip/extip/driver"
 )
 
 func (a *app) ports() *cobra.Command {
@@ -29,6 +32,50 @@ list as in the option extip.allow. Connections that are open follow at once.`,
 		Example: `  extip allow web 192.0.2.0/24,2001:db8::/32
   extip allow web everyone`,
 	}, "everyone", func(q *admin.FilterRequest, value string) { q.Allow = value })
+}
+
+func (a *app) limit() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "limit ADDRESS|CONTAINER none|LIMIT",
+		Short: "Say how many connections a running container may have",
+		Long: `Say how many connections a running container may have, and how fast new ones may
+come: none, or a list as in the option extip.limit. It holds for each of the
+container's external addresses by itself, and for what the container opens. What is
+beyond is dropped. Connections that are open already go on, and are not counted.`,
+		Example: `  extip limit web connections=20000,rate=500/s
+  extip limit 203.0.113.56 rate=50/s
+  extip limit web none`,
+		Args: words(2, 2),
+		ValidArgsFunction: a.complete(either(a.completeAddresses, a.completeContainers),
+			func(context.Context) []cobra.Completion { return []cobra.Completion{"none"} }),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			endpoint, err := a.ownerOf(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			r, err := a.plugin.Limit(cmd.Context(), admin.LimitRequest{Endpoint: endpoint, Limit: args[1], DryRun: a.dryRun})
+			return a.report(cmd, r, err)
+		},
+	}
+	return a.networkFlag(cmd)
+}
+
+// ownerOf resolves an ADDRESS|CONTAINER argument to an endpoint.
+func (a *app) ownerOf(ctx context.Context, word string) (id string, err error) {
+	addr, err := netip.ParseAddr(word)
+	if err != nil {
+		return a.endpointOf(ctx, word)
+	}
+	all, err := a.addresses(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, d := range all {
+		if d.External == addr && d.State != driver.StateDraining {
+			return d.Endpoint, nil
+		}
+	}
+	return "", fmt.Errorf("no container has %s", addr)
 }
 
 func (a *app) filter(cmd *cobra.Command, anything string, set func(*admin.FilterRequest, string)) *cobra.Command {

@@ -82,6 +82,18 @@ func (a *app) describe(out io.Writer, d address) {
 	if d.Refuse != "" {
 		line("the rest", "%s", d.Refuse)
 	}
+	line("limit", "%s", cmp.Or(d.Limit, "none"))
+	if c := d.Counters; c != nil {
+		line("connections", "%d in, %d out", c.Incoming, c.Outgoing)
+		line("refused", "%d packets, %d bytes", c.Refused.Packets, c.Refused.Bytes)
+		if d.Limit != "" {
+			line("limited", "%d packets in, %d out", c.LimitedIn, c.LimitedOut)
+		}
+		if c.Received != nil && c.Sent != nil {
+			line("received", "%d packets, %d bytes", c.Received.Packets, c.Received.Bytes)
+			line("sent", "%d packets, %d bytes", c.Sent.Packets, c.Sent.Bytes)
+		}
+	}
 	if c := d.Conflicts; c != nil {
 		line("conflicts", "%d, the last one with %s, %s ago", c.Count, c.MAC, a.age(c.Last))
 	}

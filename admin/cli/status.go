@@ -18,6 +18,10 @@ func (a *app) status() *cobra.Command {
 		Short: "List the external addresses, a line each",
 		Long: `List the external addresses that containers have, a line each.
 
+IN and OUT are connections begun, REFUSED is packets that a filter kept out, RECEIVED
+and SENT are bytes, if the plugin runs with --accounting. On a narrow terminal some
+columns are left out; extip show has them all.
+
 An address that is withheld is not reachable now; why is said below the list. One
 that drains belongs to another container already, and stays with this one only for
 connections that were there before.`,
@@ -51,19 +55,34 @@ func (a *app) printStatus(cmd *cobra.Command) error {
 			_, _ = fmt.Fprintln(out, "no container has an external address")
 			return
 		}
-		rows := make([][]string, len(list))
-		for i, d := range list {
-			rows[i] = []string{d.External.String(), text(d.Internal), d.container(), d.network(), d.Parent, d.State, a.age(d.Since)}
-		}
-		table(out, a.width, []column{
+		columns := []column{
 			{title: "EXTERNAL"},
-			{title: "INTERNAL", least: len("255.255.255.255"), spare: 1},
+			{title: "INTERNAL", least: len("255.255.255.255"), spare: 4},
 			{title: "CONTAINER", least: 9},
-			{title: "NETWORK", least: 7, spare: 4},
-			{title: "PARENT", least: 6, spare: 2},
+			{title: "NETWORK", least: 7, spare: 9},
+			{title: "PARENT", least: 6, spare: 7},
 			{title: "STATE"},
-			{title: "AGE", spare: 3},
-		}, rows, a.paintState)
+			{title: "AGE", spare: 8},
+			{title: "IN", spare: 3},
+			{title: "OUT", spare: 2},
+			{title: "REFUSED", spare: 1},
+			{title: "RECEIVED", spare: 6},
+			{title: "SENT", spare: 5},
+		}
+		rows, known := make([][]string, len(list)), 0
+		for i, d := range list {
+			cells := counted(d)
+			known = max(known, len(cells))
+			rows[i] = append([]string{d.External.String(), text(d.Internal), d.container(), d.network(), d.Parent, d.State, a.age(d.Since)}, cells...)
+		}
+		// What is known of no address has no column.
+		columns = columns[:len(columns)-most+known]
+		for i := range rows {
+			for len(rows[i]) < len(columns) {
+				rows[i] = append(rows[i], "-")
+			}
+		}
+		table(out, a.width, columns, rows, a.paintState)
 		for _, d := range list {
 			if d.Reason != "" {
 				_, _ = fmt.Fprintf(out, "%s is %s: %s\n", d.External, d.State, d.Reason)

@@ -23,7 +23,7 @@ const usage = `usage:
 `
 
 // patience is how long ask waits for an answer.
-const patience = time.Second
+const patience = 30 * time.Second
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {

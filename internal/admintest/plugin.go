@@ -59,8 +59,8 @@ func (p *Plugin) Emit(e driver.Event) {
 	}
 }
 
-// Addresses implements admin.Looker.
-func (p *Plugin) Addresses() []driver.Address { return p.Has }
+// Counted implements admin.Looker.
+func (p *Plugin) Counted() ([]driver.Address, error) { return p.Has, p.Err }
 
 // NetworkInfos implements admin.Looker.
 func (p *Plugin) NetworkInfos() []driver.NetworkInfo { return p.Nets }
@@ -133,6 +133,29 @@ func (p *Plugin) Trace(_ context.Context, q doctor.Question) ([]doctor.Step, err
 	}, p.Err
 }
 
+// Live implements admin.Examiner: it tells of one packet that is let pass, and
+// then waits.
+func (p *Plugin) Live(ctx context.Context, q doctor.Question, fn func(doctor.Sighting) error) error {
+	if p.Err != nil {
+		return p.Err
+	}
+	client := netip.MustParseAddrPort("203.0.113.200:4711")
+	header := fmt.Sprintf("%s > %s tcp syn", client, netip.AddrPortFrom(q.To, q.Port))
+	for _, s := range []doctor.Sighting{
+		{Header: header, Chain: "filter", Rule: "ip daddr vmap @filter_by_ext", Verdict: "jump check-d201897e45ce3bfd"},
+		{Chain: "check-d201897e45ce3bfd", Rule: "ip saddr . meta l4proto . th dport @open-d201897e45ce3bfd accept", Verdict: "accept"},
+		{Header: header, Chain: "prerouting", Rule: "dnat to ip daddr map @ext2ctr", Verdict: "accept"},
+		{Header: fmt.Sprintf("%s > 172.31.0.2:%d tcp syn", client, q.Port), Chain: "forward", Rule: "policy", Verdict: "accept"},
+	} {
+		s.Time, s.Packet, s.Family, s.Table = Now, "5a6b7c8d", "ip", "extip"
+		if err := fn(s); err != nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
 // Export implements admin.Examiner.
 func (p *Plugin) Export(format string) (string, error) { return "as " + format + "\n", p.Err }
 
@@ -144,6 +167,11 @@ func (p *Plugin) Adopt(ctx context.Context, dryRun bool) (driver.Report, error) 
 // SetFilter implements admin.Changer.
 func (p *Plugin) SetFilter(endpoint, ports, allow string, dryRun bool) (driver.Report, error) {
 	return p.change(context.Background(), "filter of %s: ports %q, allow %q%s", endpoint, ports, allow, dry(dryRun))
+}
+
+// SetLimit implements admin.Changer.
+func (p *Plugin) SetLimit(endpoint, limit string, dryRun bool) (driver.Report, error) {
+	return p.change(context.Background(), "limit of %s: %s%s", endpoint, limit, dry(dryRun))
 }
 
 // Reserve implements admin.Changer.

@@ -57,13 +57,20 @@ type Host struct {
 	guarding           bool
 	guarded, guardTold ports
 	flows              map[flow]int
+	// counters is what was counted of addresses; uncounted is why nobody can
+	// read it.
+	counters  map[netip.Addr]nat.Counters
+	uncounted error
 }
 
 // New returns a machine with the interface eth0, which has the default route,
 // and br-ex.
 func New() *Host {
 	none := rules{networks: map[string]nat.Network{}, mappings: map[netip.Addr]nat.Mapping{}}
-	return &Host{links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{}, flows: map[flow]int{}, rules: none, told: none.clone(), guarded: noPorts(), guardTold: noPorts()}
+	return &Host{
+		links: map[string]link.Found{}, texts: map[string]string{}, peers: map[string]string{}, aliases: map[netip.Addr]string{}, watched: map[netip.Addr]string{},
+		flows: map[flow]int{}, rules: none, told: none.clone(), guarded: noPorts(), guardTold: noPorts(), counters: map[netip.Addr]nat.Counters{},
+	}
 }
 
 // Flush takes all rules away behind the backend's back.

@@ -124,6 +124,27 @@ func (b backend) Check() (differences []string, err error) {
 	return b.differences(), nil
 }
 
+// Counters says what Count was told, of what is mapped.
+func (b backend) Counters() (map[netip.Addr]nat.Counters, error) {
+	b.h.mu.Lock()
+	defer b.h.mu.Unlock()
+	counters := map[netip.Addr]nat.Counters{}
+	for a := range b.h.told.mappings {
+		counters[a] = b.h.counters[a]
+	}
+	if b.h.uncounted != nil {
+		return nil, b.h.uncounted
+	}
+	return counters, nil
+}
+
+// Count has the machine count; with an error nobody can read what.
+func (h *Host) Count(a netip.Addr, c nat.Counters, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.counters[a], h.uncounted = c, err
+}
+
 func (b backend) differences() (lines []string) {
 	have, want := b.h.rules.lines(), b.h.told.lines()
 	for _, line := range want {
@@ -156,7 +177,8 @@ func (r rules) lines() []string {
 	}
 	for _, m := range r.mappings {
 		lines = append(lines, fmt.Sprintf("nat %s <-> %s of %s%s%s", m.External, m.Internal, m.Endpoint, flag(m.Gateway, " gateway"), flag(m.Egress, " egress"))+
-			flag(m.Filter != nil, fmt.Sprintf(" filter %v", m.Filter.Canonical())))
+			flag(m.Filter != nil, fmt.Sprintf(" filter %v", m.Filter.Canonical()))+
+			flag(m.Limit != (nat.Limit{}), fmt.Sprintf(" limit %v", m.Limit)))
 	}
 	slices.Sort(lines)
 	return lines

@@ -174,7 +174,7 @@ func (l *Lab) checkRefusals(t *testing.T, s Subject) {
 			t.Errorf("%s: %d packets are counted, then one for %s: %d", x.rejects, before[1], x.drops, now)
 		}
 		for _, from := range []string{"cli", "c3", "c4"} {
-			got := l.nodes[from].Provoke(join(x.rejects, 80), 10, 64)
+			got := l.nodes[from].Patient().Provoke(join(x.rejects, 80), 10, 64)
 			if !strings.HasPrefix(got, "port unreachable, says ") || !strings.HasSuffix(got, " of "+x.rejects) {
 				t.Errorf("%s is rejected: %q", from, got)
 			}
@@ -207,7 +207,7 @@ func (l *Lab) checkChange(t *testing.T, s Subject, external, client string) {
 	outTCP, outUDP := c1.Talk("tcp", join(client, 81)), c1.Talk("udp", join(client, 80))
 	check := func(what string, in bool) {
 		t.Helper()
-		if got := [4]bool{inTCP.Say(), inUDP.Say(), outTCP.Say(), outUDP.Say()}; got != [4]bool{in, in, true, true} {
+		if got := [4]bool{inTCP.Say(in), inUDP.Say(in), outTCP.Say(true), outUDP.Say(true)}; got != [4]bool{in, in, true, true} {
 			t.Errorf("%s: answers to tcp, udp from outside, and to the container's own: %v", what, got)
 		}
 	}
@@ -219,7 +219,7 @@ func (l *Lab) checkChange(t *testing.T, s Subject, external, client string) {
 	check("with the port again", true)
 	elsewhere := map[bool]string{true: "198.51.100.0/24", false: "2001:db8:7::/48"}[ms[at].External.Is4()]
 	change(&nat.Filter{Allow: prefixes(elsewhere), Reject: true})
-	if inUDP.Say() || !outTCP.Say() || !outUDP.Say() {
+	if inUDP.Say(false) || !outTCP.Say(true) || !outUDP.Say(true) {
 		t.Errorf("%s: with a filter that rejects other clients", external)
 	}
 }

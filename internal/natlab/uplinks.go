@@ -26,6 +26,7 @@ func RunUplinks(t *testing.T, open func(*nettest.Node) nat.Backend) {
 	for _, far := range []*nettest.Node{one, two} {
 		far.Run("ip", "addr", "add", "198.51.100.9/32", "dev", "lo")
 		far.Run("ip", "addr", "add", "2001:db8:f::9/128", "dev", "lo")
+		far.AwaitIPv6("lo")
 		far.Serve(80)
 	}
 	one.Run("ip", "route", "add", "203.0.113.0/24", "via", "192.0.2.2")

@@ -42,11 +42,13 @@ func Run(t *testing.T, open func(*testing.T) Subject) {
 		{"Mark", testMark},
 		{"Filter", testFilter},
 		{"RandomFilters", testRandomFilters},
+		{"Limit", testLimit},
 		{"Refuse", testRefuse},
 		{"SyncFromNothing", testSyncFromNothing},
 		{"SyncRepairs", testSyncRepairs},
 		{"SyncRemoves", testSyncRemoves},
 		{"Check", testCheck},
+		{"Counters", testCounters},
 		{"Restart", testRestart},
 		{"Concurrent", testConcurrent},
 	} {
@@ -368,6 +370,36 @@ func testCheck(t *testing.T, s Subject) {
 	if differences, err := s.Check(); len(differences) != 0 || err != nil {
 		t.Errorf("after Repair: %q, %v", differences, err)
 	}
+}
+
+// testCounters: every mapping has counters, and nothing else does; to read them
+// changes nothing.
+func testCounters(t *testing.T, s Subject) {
+	count := func(want ...nat.Mapping) {
+		t.Helper()
+		before := s.Dump()
+		counters, err := s.Counters()
+		ok(t, err)
+		for _, m := range want {
+			if c, there := counters[m.External]; !there || c != (nat.Counters{}) {
+				t.Errorf("%s, which nobody has used: %+v, %v", m.External, c, there)
+			}
+		}
+		if len(counters) != len(want) {
+			t.Errorf("counters of %d addresses, want %d", len(counters), len(want))
+		}
+		same(t, "after reading", s.Dump(), before)
+	}
+	count()
+	st := full()
+	_, err := s.Sync(st)
+	ok(t, err)
+	count(st.Mappings...)
+	ok(t, s.Add(Filtered(Map4(1, 200), true)))
+	ok(t, s.Remove(st.Mappings...))
+	count(Filtered(Map4(1, 200), true))
+	s.Wipe()
+	count(Filtered(Map4(1, 200), true))
 }
 
 func testSyncRemoves(t *testing.T, s Subject) {

@@ -15,26 +15,27 @@ const Bulk = 1 << 20
 func (n *Node) ServeBulk(port int) {
 	n.t.Helper()
 	n.ServeTCP(port, func(c net.Conn) {
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		_, _ = c.Write(make([]byte, Bulk))
 	})
 }
 
 // Fetch returns how many bytes come from a TCP address before the other end
-// closes, or nothing has come for patience.
+// closes, or nothing has come for a while.
 func (n *Node) Fetch(addr string) (size int) {
 	n.t.Helper()
 	err := n.Do(func() error {
-		c, err := net.DialTimeout("tcp", addr, patience)
+		c, err := dial("tcp", addr, silence)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = c.Close() }()
 		for buf := make([]byte, 64<<10); ; {
-			if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			var got int
+			err := within(n.turns, c, func() (err error) {
+				got, err = c.Read(buf)
 				return err
-			}
-			got, err := c.Read(buf)
+			})
 			size += got
 			if err == io.EOF {
 				return nil

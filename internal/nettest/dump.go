@@ -1,10 +1,13 @@
 package nettest
 
 import (
+	"errors"
+	"fmt"
 	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Dump is the node's network as text: links, addresses, routes, sysctls and
@@ -12,49 +15,76 @@ import (
 // nothing of that differs; counters, indexes, carriers and empty tables are left out.
 func (n *Node) Dump() string {
 	n.t.Helper()
+	// To some programs, what goes while they list it is an error.
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		text, err := n.dump()
+		if err == nil {
+			return text
+		}
+		if time.Now().After(deadline) {
+			n.t.Fatalf("%s: %v", n.Name, err)
+		}
+	}
+}
+
+func (n *Node) dump() (string, error) {
+	var errs []error
+	look := func(args ...string) string {
+		out, err := n.look(args...)
+		errs = append(errs, err)
+		return out
+	}
 	var b strings.Builder
 	section := func(title, text string) { b.WriteString("## " + title + "\n" + strings.TrimSpace(text) + "\n") }
-	section("links", stripLink(n.quiet("ip", "-o", "link")))
-	section("addresses", automatic.ReplaceAllString(stripLink(n.quiet("ip", "-o", "addr")), ""))
-	routes := n.quiet("ip", "route", "show", "table", "all") // of both families
+	section("links", stripLink(look("ip", "-o", "link")))
+	section("addresses", automatic.ReplaceAllString(stripLink(look("ip", "-o", "addr")), ""))
+	routes := look("ip", "route", "show", "table", "all") // of both families
 	section("routes", automatic.ReplaceAllString(carrier.ReplaceAllString(routes, ""), ""))
-	section("policy", n.quiet("ip", "rule")+n.quiet("ip", "-6", "rule"))
-	section("forwarding", n.quiet("cat", "/proc/sys/net/ipv4/ip_forward"))
+	section("policy", look("ip", "rule")+look("ip", "-6", "rule"))
+	section("forwarding", look("cat", "/proc/sys/net/ipv4/ip_forward"))
 	for _, tool := range []string{"iptables-nft-save", "iptables-legacy-save", "ip6tables-nft-save", "ip6tables-legacy-save"} {
 		if _, err := exec.LookPath(tool); err == nil {
-			section(tool, StripRules(n.quiet(tool)))
+			section(tool, StripRules(look(tool)))
 		}
 	}
 	if _, err := exec.LookPath("nft"); err == nil {
-		section("nftables", n.tables())
+		section("nftables", tables(look))
 	}
-	return b.String()
+	return b.String(), errors.Join(errs...)
 }
 
 // tables is all nftables but those that iptables-nft shows, sorted, since nft
 // lists what is in them in the order in which it was made.
-func (n *Node) tables() string {
-	n.t.Helper()
+func tables(look func(...string) string) string {
 	var out strings.Builder
-	for _, name := range slices.Sorted(strings.Lines(n.quiet("nft", "list", "tables"))) {
+	for _, name := range slices.Sorted(strings.Lines(look("nft", "list", "tables"))) {
 		name = strings.TrimSpace(name) // table ip extip
 		if fields := strings.Fields(name); len(fields) == 3 && !slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, fields[2]) {
-			text := n.quiet("nft", "-s", "list", "table", fields[1], fields[2])
+			text := look("nft", "-s", "list", "table", fields[1], fields[2])
 			out.WriteString(name + "\n" + strings.Join(slices.Sorted(strings.SplitSeq(text, "\n")), "\n") + "\n")
 		}
 	}
 	return out.String()
 }
 
-// quiet is Run without a line in the log and without standard error: the
-// save tools warn there about tables of the other flavour.
-func (n *Node) quiet(args ...string) string {
-	n.t.Helper()
+// look is Try without a line in the log and without standard error: the save
+// tools warn there about tables of the other flavour.
+func (n *Node) look(args ...string) (string, error) {
 	out, err := n.Command(args...).Output()
 	if err != nil {
-		n.t.Fatalf("%s: %s: %v", n.Name, strings.Join(args, " "), err)
+		return "", fmt.Errorf("%s: %w", strings.Join(args, " "), err)
 	}
-	return string(out)
+	return string(out), nil
+}
+
+// quiet is look for a program that must succeed.
+func (n *Node) quiet(args ...string) string {
+	n.t.Helper()
+	out, err := n.look(args...)
+	if err != nil {
+		n.t.Fatalf("%s: %v", n.Name, err)
+	}
+	return out
 }
 
 var (

@@ -54,14 +54,29 @@ func UDP(from, to uint16, next []byte) []byte {
 	return append(append(b, 0, 0), next...)
 }
 
+// SYN is a packet that opens a TCP connection: RFC 9293 §3.1.
+func SYN(from, to netip.AddrPort) []byte {
+	b := binary.BigEndian.AppendUint16(nil, from.Port())
+	b = binary.BigEndian.AppendUint16(b, to.Port())
+	b = append(b, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, 2, 0xff, 0xff, 0, 0, 0, 0)
+	binary.BigEndian.PutUint16(b[16:], transportSum(from.Addr(), to.Addr(), unix.IPPROTO_TCP, b))
+	return IP(from.Addr(), to.Addr(), unix.IPPROTO_TCP, b)
+}
+
 // ICMP6 is a packet with IPv6 header and checksum: RFC 4443 §2.3.
 func ICMP6(from, to netip.Addr, kind, code byte, body []byte) []byte {
 	message := append([]byte{kind, code, 0, 0}, body...)
-	pseudo := append(from.AsSlice(), to.AsSlice()...)
-	pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(message)))
-	pseudo = append(pseudo, 0, 0, 0, unix.IPPROTO_ICMPV6)
-	binary.BigEndian.PutUint16(message[2:], checksum(append(pseudo, message...)))
+	binary.BigEndian.PutUint16(message[2:], transportSum(from, to, unix.IPPROTO_ICMPV6, message))
 	return IP(from, to, unix.IPPROTO_ICMPV6, message)
+}
+
+// transportSum is a checksum over a packet's addresses, too: RFC 9293 §3.1, RFC
+// 8200 §8.1. Of short IPv4 packets it is the same as with IPv6's longer numbers.
+func transportSum(from, to netip.Addr, protocol byte, packet []byte) uint16 {
+	pseudo := append(from.AsSlice(), to.AsSlice()...)
+	pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(packet)))
+	pseudo = append(pseudo, 0, 0, 0, protocol)
+	return checksum(append(pseudo, packet...))
 }
 
 // Advertisement is ICMPv6 that says, overriding what is known, that an address
@@ -170,13 +185,16 @@ func (n *Node) Tap(dev string) *Tap {
 }
 
 // Heard tells whether a frame with these bytes has come.
-func (t *Tap) Heard(mark []byte) bool {
+func (t *Tap) Heard(mark []byte) bool { return t.Count(mark) > 0 }
+
+// Count is how many frames with these bytes have come.
+func (t *Tap) Count(mark []byte) (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, f := range t.heard {
 		if bytes.Contains(f, mark) {
-			return true
+			n++
 		}
 	}
-	return false
+	return n
 }

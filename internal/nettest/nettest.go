@@ -107,7 +107,8 @@ type Node struct {
 	// NetNS is the path of its network namespace.
 	NetNS string
 
-	t testing.TB
+	t     testing.TB
+	turns int // that its questions wait; see patience.go
 }
 
 // NewNode makes a machine without interfaces other than lo. It goes with the test.
@@ -116,7 +117,7 @@ func NewNode(t testing.TB, name string) *Node {
 	Require(t, os.Getenv(stateEnv) == ready, "private namespaces ("+os.Getenv(stateEnv)+")")
 	// The test's name keeps parallel tests apart.
 	ns := strings.NewReplacer("/", ".", " ", "_").Replace(t.Name()) + "." + name
-	n := &Node{Name: name, NetNS: netnsDir + ns, t: t}
+	n := &Node{Name: name, NetNS: netnsDir + ns, t: t, turns: silence}
 	command(t, "ip", "netns", "add", ns)
 	t.Cleanup(func() { command(t, "ip", "netns", "del", ns) })
 	// Without duplicate address detection IPv6 works at once, not a second

@@ -1,6 +1,10 @@
 package nettest
 
-import "testing"
+import (
+	"net"
+	"testing"
+	"time"
+)
 
 func TestMain(m *testing.M) { Main(m) }
 
@@ -36,6 +40,21 @@ func TestSegment(t *testing.T) {
 		if got := a.Ping(nobody); got != 0 {
 			t.Errorf("ping of nobody: ttl %d", got)
 		}
+	}
+}
+
+// TestPatient: what is late is an answer for who is patient only.
+func TestPatient(t *testing.T) {
+	n := NewNode(t, "n")
+	n.ServeTCP(80, func(c net.Conn) {
+		time.Sleep(2 * silence * turn)
+		_, _ = c.Write([]byte("at last"))
+	})
+	if got := n.Ask("tcp", "127.0.0.1:80"); got != "" {
+		t.Errorf("got %q", got)
+	}
+	if got := n.Patient().Ask("tcp", "127.0.0.1:80"); got != "at last" {
+		t.Errorf("got %q", got)
 	}
 }
 

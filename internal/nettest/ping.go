@@ -2,6 +2,7 @@ package nettest
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -36,14 +37,14 @@ func (n *Node) Ping(addr string) (ttl int) {
 	n.t.Helper()
 	to := netip.MustParseAddr(addr)
 	err := n.Do(func() (err error) {
-		ttl, err = icmpOf(to).ping(to)
+		ttl, err = icmpOf(to).ping(to, n.turns)
 		return err
 	})
 	n.t.Logf("%s pings %s: ttl %d, %v", n.Name, addr, ttl, err)
 	return ttl
 }
 
-func (f icmp) ping(to netip.Addr) (ttl int, err error) {
+func (f icmp) ping(to netip.Addr, turns int) (ttl int, err error) {
 	fd, err := unix.Socket(f.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, f.protocol)
 	if err != nil {
 		return 0, err
@@ -56,18 +57,20 @@ func (f icmp) ping(to netip.Addr) (ttl int, err error) {
 	if err := unix.Sendto(fd, f.echoRequest(id), 0, sockaddr(to, 0)); err != nil {
 		return 0, err
 	}
-	for deadline := time.Now().Add(patience); ; {
-		left := time.Until(deadline)
-		if left <= 0 {
-			return 0, fmt.Errorf("no answer")
-		}
-		tv := unix.NsecToTimeval(left.Nanoseconds())
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-			return 0, err
-		}
+	tv := unix.NsecToTimeval(turn.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		return 0, err
+	}
+	for turns > 0 {
 		buf, oob := make([]byte, 256), make([]byte, 64)
 		size, oobn, _, from, err := unix.Recvmsg(fd, buf, oob, 0)
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			turns--
+			continue
+		case err != nil:
 			return 0, err
 		}
 		answer := buf[:size]
@@ -78,6 +81,7 @@ func (f icmp) ping(to netip.Addr) (ttl int, err error) {
 			return f.ttlIn(oob[:oobn])
 		}
 	}
+	return 0, errors.New("no answer")
 }
 
 func addrOf(s unix.Sockaddr) netip.Addr {

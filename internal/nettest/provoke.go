@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,14 +20,14 @@ func (n *Node) Provoke(addr string, size, ttl int) string {
 	to := netip.MustParseAddrPort(addr)
 	var back string
 	err := n.Do(func() (err error) {
-		back, err = provoke(to, size, ttl)
+		back, err = provoke(to, size, ttl, n.turns)
 		return err
 	})
 	n.t.Logf("%s sends %d bytes to %s with ttl %d: %s %v", n.Name, size, addr, ttl, back, err)
 	return back
 }
 
-func provoke(to netip.AddrPort, size, ttl int) (string, error) {
+func provoke(to netip.AddrPort, size, ttl, turns int) (string, error) {
 	// Of IPv4 and IPv6.
 	domain, level, hops, discover, errs := unix.AF_INET, unix.IPPROTO_IP, unix.IP_TTL, unix.IP_MTU_DISCOVER, unix.IP_RECVERR
 	if to.Addr().Is6() {
@@ -52,13 +51,16 @@ func provoke(to netip.AddrPort, size, ttl int) (string, error) {
 		return "", err
 	}
 	wait := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	for deadline := time.Now().Add(patience); ; {
-		_, err := unix.Poll(wait, int(max(0, time.Until(deadline).Milliseconds())))
+	for turns > 0 {
+		_, err := unix.Poll(wait, int(turn.Milliseconds()))
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
-		case err != nil || wait[0].Revents == 0:
+		case err != nil:
 			return "", err
+		case wait[0].Revents == 0:
+			turns--
+			continue
 		}
 		buf, oob := make([]byte, 2048), make([]byte, 256)
 		if _, oobn, _, about, err := unix.Recvmsg(fd, buf, oob, unix.MSG_ERRQUEUE); err == nil {
@@ -67,6 +69,7 @@ func provoke(to netip.AddrPort, size, ttl int) (string, error) {
 		size, err := unix.Read(fd, buf)
 		return strings.TrimSpace(string(buf[:max(0, size)])), err
 	}
+	return "", nil
 }
 
 // describe words the ICMP error that a socket told of, about a datagram to an

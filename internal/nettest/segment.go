@@ -72,7 +72,7 @@ func (n *Node) AwaitUp(dev string) {
 // AwaitAsked returns when an interface answers questions about its IPv6 addresses,
 // and the kernel sends from them: it joins their solicited-node groups (RFC 4291
 // §2.7.1) and makes their routes some time after the interface is up, or they are
-// added. IPv4 ones are not waited for.
+// added. IPv4 ones are not waited for; lo belongs to no groups.
 func (n *Node) AwaitAsked(dev string, addrs ...string) {
 	n.t.Helper()
 	for _, text := range addrs {
@@ -80,9 +80,19 @@ func (n *Node) AwaitAsked(dev string, addrs ...string) {
 		if a.Is6() {
 			group := netip.MustParseAddr("ff02::1:ff00:0").As16()
 			copy(group[13:], a.AsSlice()[13:])
-			n.await(dev, netip.AddrFrom16(group).String(), "ip", "-6", "maddr", "show", "dev", dev)
+			if dev != "lo" {
+				n.await(dev, netip.AddrFrom16(group).String(), "ip", "-6", "maddr", "show", "dev", dev)
+			}
 			n.await(dev, "local "+a.String(), "ip", "-6", "route", "show", "table", "local", "dev", dev)
 		}
+	}
+}
+
+// AwaitIPv6 is AwaitAsked for all that an interface has, but link-local ones.
+func (n *Node) AwaitIPv6(dev string) {
+	n.t.Helper()
+	for line := range strings.Lines(n.quiet("ip", "-6", "-o", "addr", "show", "dev", dev, "scope", "global")) {
+		n.AwaitAsked(dev, strings.Fields(line)[3]) // 2: eth0    inet6 2001:db8::1/64 scope …
 	}
 }
 
@@ -127,5 +137,8 @@ func (n *Node) Container(name, bridge, addr, gateway string) *Node {
 	n.AwaitPort(port)
 	c.AwaitUp("eth0")
 	c.AwaitAsked("eth0", addr)
+	// Without a carrier the kernel is in no hurry with the bridge's addresses.
+	n.AwaitUp(bridge)
+	n.AwaitIPv6(bridge)
 	return c
 }

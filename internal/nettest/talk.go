@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"syscall"
-	"time"
 )
 
 // ServeEcho sends back whatever comes to a TCP port, until the other end closes.
@@ -28,25 +27,32 @@ func (n *Node) Talk(network, addr string) *Talk {
 	n.t.Helper()
 	k := &Talk{node: n, what: network + " " + addr}
 	n.MustDo(func() (err error) {
-		k.conn, err = net.DialTimeout(network, addr, patience)
+		k.conn, err = dial(network, addr, sure)
 		return err
 	})
 	n.t.Cleanup(func() { _ = k.conn.Close() })
 	return k
 }
 
-// Say sends something and tells whether an answer comes. What is lost on a
-// TCP connection is sent again, and may be answered later.
-func (k *Talk) Say() bool {
+// Close ends the connection before the test does.
+func (k *Talk) Close() { _ = k.conn.Close() }
+
+// Say sends something and tells whether an answer comes, which is waited for
+// longer if it is expected: what is lost on a TCP connection is sent again,
+// each time later, and may be answered then.
+func (k *Talk) Say(expected bool) bool {
 	k.node.t.Helper()
-	buf := make([]byte, 2048)
-	err := k.conn.SetDeadline(time.Now().Add(patience))
-	if err == nil {
-		_, err = k.conn.Write([]byte("?"))
+	turns := silence
+	if expected {
+		turns = sure
 	}
-	if err == nil {
-		_, err = k.conn.Read(buf)
-	}
+	err := within(turns, k.conn, func() error {
+		if _, err := k.conn.Write([]byte("?")); err != nil {
+			return err
+		}
+		_, err := k.conn.Read(make([]byte, 2048))
+		return err
+	})
 	k.node.t.Logf("%s says something on %s: %v", k.node.Name, k.what, err)
 	return err == nil
 }
@@ -56,7 +62,7 @@ func (n *Node) Refused(addr string) bool {
 	n.t.Helper()
 	err := n.Do(func() error {
 		// IPv6 tells of a refusal when the question is asked again.
-		c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+		c, err := dial("tcp", addr, sure)
 		if err == nil {
 			_ = c.Close()
 		}

@@ -3,19 +3,15 @@ package nettest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// patience is how long a question waits for its answer. Private links answer
-// in well under a millisecond; a busy machine may need a hundred.
-const patience = 700 * time.Millisecond
 
 // Serve answers on a TCP and UDP port of all the node's addresses with the
 // node's own name and the address that it saw the caller by.
@@ -102,23 +98,22 @@ func (n *Node) AskBytes(network, addr string, size int) string {
 	n.t.Helper()
 	var answer string
 	err := n.Do(func() error {
-		c, err := net.DialTimeout(network, addr, patience)
+		c, err := dial(network, addr, silence)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = c.Close() }()
-		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-			return err
-		}
-		if network == "udp" {
-			if _, err := c.Write(bytes.Repeat([]byte("?"), size)); err != nil {
-				return err
+		return within(n.turns, c, func() error {
+			if network == "udp" {
+				if _, err := c.Write(bytes.Repeat([]byte("?"), size)); err != nil {
+					return err
+				}
 			}
-		}
-		buf := make([]byte, 512)
-		nr, err := c.Read(buf)
-		answer = strings.TrimSpace(string(buf[:nr]))
-		return err
+			buf := make([]byte, 512)
+			nr, err := c.Read(buf)
+			answer = strings.TrimSpace(string(buf[:nr]))
+			return err
+		})
 	})
 	if err != nil {
 		n.t.Logf("%s asks %s %s: %v", n.Name, network, addr, err)
@@ -126,4 +121,17 @@ func (n *Node) AskBytes(network, addr string, size int) string {
 	}
 	n.t.Logf("%s asks %s %s: %s", n.Name, network, addr, answer)
 	return answer
+}
+
+// Throw sends one datagram of size bytes, and does not wait for an answer.
+func (n *Node) Throw(addr string, size int) {
+	n.t.Helper()
+	n.MustDo(func() error {
+		c, err := net.Dial("udp", addr)
+		if err != nil {
+			return err
+		}
+		_, err = c.Write(make([]byte, size))
+		return errors.Join(err, c.Close())
+	})
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // patience is how long a hint may take on a busy machine.
-const patience = 5 * time.Second
+const patience = 30 * time.Second
 
 const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">

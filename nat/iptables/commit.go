@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/extip/extip/nat"
@@ -67,7 +68,23 @@ func (b *Backend) write(rs ...*request) error {
 		}
 		return err
 	}
+	for _, c := range changes {
+		for _, m := range c.Drop.Mappings {
+			if !b.mapped(m.External) {
+				b.tally.Forget(m.External)
+			}
+		}
+	}
 	return nil
+}
+
+func (b *Backend) mapped(external netip.Addr) bool {
+	for _, s := range b.sides {
+		if _, ok := s.model.Mappings[external]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // A side is one family: what should be in the kernel, and the way there.
@@ -118,9 +135,9 @@ func (s *side) write(changes []nat.Change) (undo []nat.Change, err error) {
 }
 
 // shape tells which of the permanent chains and jumps there are.
-func (s *side) shape() [5]bool {
+func (s *side) shape() [6]bool {
 	m := s.model
-	return [5]bool{m.active(), len(m.Networks) > 0, m.marks(), m.filters(), m.rejects()}
+	return [6]bool{m.active(), len(m.Networks) > 0, m.marks(), m.filters(), m.rejects(), m.limits()}
 }
 
 // rewrite writes those chains whose rules are no longer what they were before.

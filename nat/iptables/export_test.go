@@ -13,7 +13,7 @@ import (
 func TestExport(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {
 		node := nettest.NewNode(t, "host")
-		s := natlab.FilterState()
+		s := natlab.LimitState()
 		v4, v6, err := Export(s)
 		if err != nil {
 			t.Fatal(err)

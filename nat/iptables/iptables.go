@@ -26,6 +26,10 @@ type Backend struct {
 
 	writing sync.Mutex // guards sides and the answers of requests
 	sides   [2]*side   // IPv4, IPv6
+
+	reading sync.Mutex // one reading of counters at a time
+	saves   tools
+	tally   nat.Tally[counter]
 }
 
 var _ nat.Backend = (*Backend)(nil)
@@ -38,9 +42,10 @@ func New(path string) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{}
+	b := &Backend{saves: t}
 	for i, f := range families() {
 		b.sides[i] = &side{tool: t.of(f), model: newModel(f)}
+		b.sides[i].tool.wrote = b.restarted
 	}
 	return b, nil
 }

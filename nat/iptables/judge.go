@@ -56,6 +56,9 @@ func (j *judge) rule(chain string, at int, rule string, depth int) outcome {
 	if end < 0 || end+1 >= len(words) {
 		return passes // counts only
 	}
+	if isOurs(chain) && slices.ContainsFunc(words[:end], func(w string) bool { return w == "hashlimit" || w == "connlimit" }) {
+		return passes // whoever is beyond a limit is so for a moment
+	}
 	fit := j.matches(words[:end])
 	if fit == no {
 		return passes
@@ -130,10 +133,14 @@ func (j *judge) mark(xmark string) {
 	j.packet.Mark = j.packet.Mark&^uint32(m) ^ uint32(v)
 }
 
+func isOurs(chain string) bool {
+	return strings.HasPrefix(chain, ourPrefix) || strings.HasPrefix(chain, chainForward)
+}
+
 func (j *judge) decide(chain string, at int, ruling nat.Ruling) outcome {
 	ruling.Tool, ruling.Table, ruling.Base, ruling.Chain = j.listing.tool, j.table, j.base, chain
 	ruling.Priority = j.priority
-	ruling.Ours = strings.HasPrefix(chain, ourPrefix) || strings.HasPrefix(chain, chainForward)
+	ruling.Ours = isOurs(chain)
 	if ruling.Rule == "" {
 		rule := j.held.chains[chain][at]
 		ruling.Rule = "-A " + chain + " " + rule
@@ -207,6 +214,11 @@ func (j *judge) option(option, value string) match {
 		return j.ports(value)
 	case "--ctstate", "--state":
 		return matching(j.state(strings.Split(value, ",")))
+	case "--ctstatus":
+		if value != "CONFIRMED" {
+			return maybe
+		}
+		return matching(p.Established || p.Reply)
 	case "--ctdir":
 		return matching((value == "REPLY") == p.Reply)
 	case "--ctorigdst":

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -68,6 +69,14 @@ func (o on) Check() (differences []string, err error) {
 	return differences, err
 }
 
+func (o on) Counters() (counters map[netip.Addr]nat.Counters, err error) {
+	err = o.do(func() (err error) {
+		counters, err = o.b.Counters()
+		return err
+	})
+	return counters, err
+}
+
 func TestConformance(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {
 		nattest.Run(t, func(t *testing.T) nattest.Subject {
@@ -75,18 +84,21 @@ func TestConformance(t *testing.T) {
 			return nattest.Subject{
 				Backend: open(t, node, flavour),
 				Dump:    node.Dump,
-				Wipe: func() {
-					for _, tool := range []string{"iptables-", "ip6tables-"} {
-						for _, table := range []string{"nat", "mangle", "filter"} {
-							node.Run(tool+flavour, "-t", table, "-F")
-							node.Run(tool+flavour, "-t", table, "-X")
-						}
-					}
-				},
-				Reopen: func() nat.Backend { return open(t, node, flavour) },
+				Wipe:    func() { wipe(node, flavour) },
+				Reopen:  func() nat.Backend { return open(t, node, flavour) },
 			}
 		})
 	})
+}
+
+// wipe takes all rules away, whoever's they are.
+func wipe(node *nettest.Node, flavour string) {
+	for _, tool := range []string{"iptables-", "ip6tables-"} {
+		for _, table := range []string{"nat", "mangle", "filter"} {
+			node.Run(tool+flavour, "-t", table, "-F")
+			node.Run(tool+flavour, "-t", table, "-X")
+		}
+	}
 }
 
 // Every rule of ours says so and whose it is.

@@ -19,7 +19,7 @@ type model struct {
 
 func newModel(f family) *model {
 	m := &model{Desired: nat.NewDesired(), family: f}
-	for _, k := range []treeKind{destinationTree(), sourceTree(), gatewayTree(), filterTree(), rejectTree()} {
+	for _, k := range append(limitTrees(), destinationTree(), sourceTree(), gatewayTree(), filterTree(), rejectTree()) {
 		m.trees = append(m.trees, &tree{treeKind: k, family: f, own: map[string]nat.Mapping{}})
 	}
 	return m
@@ -37,9 +37,12 @@ func (m *model) marks() bool {
 	return false
 }
 
-// filters and rejects tell whether any mapping has a filter, or one that rejects.
+// filters, rejects and limits tell whether any mapping has a filter, one that
+// rejects, or a limit.
 func (m *model) filters() bool { return m.has(chainFilter) }
 func (m *model) rejects() bool { return len(m.Networks) > 0 && m.has(chainReject) }
+
+func (m *model) limits() bool { return m.has(chainLimitIn) }
 
 func (m *model) has(root string) bool {
 	return slices.ContainsFunc(m.trees, func(t *tree) bool { return t.root == root && !t.empty() })
@@ -148,13 +151,11 @@ func (m *model) tables() []table {
 		mangle.jumps = isolateJumps()
 		mangle.chains = m.chains(chainIsolate)
 	}
-	if m.marks() || m.filters() {
+	if m.marks() || m.filters() || m.limits() {
 		mangle.jumps = append(mangle.jumps, earlyJumps()...)
 		mangle.chains[chainEarly] = m.rules(chainEarly)
 	}
-	if m.filters() {
-		m.grow(mangle)
-	}
+	m.grow(mangle)
 	filter := admission(networks)
 	if m.rejects() {
 		filter.chains[chainForward] = m.rules(chainForward)
@@ -171,10 +172,11 @@ func (m *model) chains(names ...string) map[string][]string {
 	return chains
 }
 
-// grow adds the chains of a table's trees.
+// grow adds the chains of a table's trees, of those that have any rule, or
+// whose root is there in any case.
 func (m *model) grow(to table) {
 	for _, t := range m.trees {
-		if t.table == to.name {
+		if t.table == to.name && (!t.empty() || t.table == tableNat) {
 			for _, chain := range t.chains() {
 				to.chains[chain] = m.rules(chain)
 			}
@@ -195,6 +197,9 @@ func (m *model) rules(chain string) []string {
 		rules := markRules(m.sorted())
 		if m.filters() {
 			rules = append(rules, arriveRules(m.family)...)
+		}
+		if m.limits() {
+			rules = append(rules, openRules()...)
 		}
 		return rules
 	case chainIsolate:

@@ -17,7 +17,9 @@ import (
 //	        POSTROUTING ─ XIP-POST ┬ XIP-G ─ …            hide the client
 //	                               ├ XIP-HAIRPIN ─ XIP-S  within a bridge
 //	                               └ XIP-S ─ …            container → external
-//	mangle  PREROUTING ─ XIP-EARLY ─ XIP-F ─ …            networks' marks; filters
+//	mangle  PREROUTING ─ XIP-EARLY ┬ XIP-F ─ …            networks' marks; filters
+//	                               ├ XIP-L ─ …            limits of what others open
+//	                               └ XIP-O ─ …            and of what containers do
 //	        FORWARD ─ XIP-ISOLATE                         what must not pass
 //	filter  FORWARD ─ EXTIP-FORWARD ─ EXTIP-FORWARD-R ─ … what may pass, what is rejected
 const (

@@ -56,6 +56,11 @@ func TestRules(t *testing.T) {
 		{"filters6", family{v6: true}, nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{
 			nattest.Filtered(nattest.Map6(1, 0x33), false), nattest.Filtered(nattest.Map6(1, 0x34), true, "2001:db8:5::/48"),
 		}}},
+		{"limits", family{}, nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{
+			nattest.Limited(nattest.Map4(1, 0x33), 20000, 0), nattest.Limited(nattest.Map4(1, 0x34), 0, 500), nattest.Map4(1, 0x35),
+			nattest.Limited(nattest.Filtered(nattest.Map4(1, 0x36), false), 300, 30000),
+		}}},
+		{"limits6", family{v6: true}, nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{nattest.Limited(nattest.Map6(1, 0x33), 300, 20)}}},
 		{"marks", family{}, nat.State{Networks: []nat.Network{nattest.Net(1), marked}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

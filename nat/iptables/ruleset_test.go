@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/extip/extip/internal/nattest"
 	"github.com/extip/extip/internal/nettest"
 	"github.com/extip/extip/nat"
 )
@@ -40,6 +41,29 @@ COMMIT
 -A deep -d 172.30.0.7/32 -j ACCEPT
 COMMIT
 `
+
+// What a limit of ours drops, it drops for a moment.
+func TestAskLimits(t *testing.T) {
+	eachFlavour(t, func(t *testing.T, flavour string) {
+		node := nettest.NewNode(t, "host")
+		m := nattest.Limited(nattest.Map4(1, 1), 300, 20)
+		if err := open(t, node, flavour).Add(m); err != nil {
+			t.Fatal(err)
+		}
+		node.MustDo(func() error {
+			rs, err := Read("iptables-" + flavour)
+			if err != nil {
+				return err
+			}
+			for _, r := range rs.Ask(nat.Prerouting, nat.Packet{Src: netip.MustParseAddr("192.0.2.9"), Dst: m.External}) {
+				if r.Drop || r.Doubt || r.To != m.Internal {
+					t.Errorf("%+v", r)
+				}
+			}
+			return nil
+		})
+	})
+}
 
 func TestAsk(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {

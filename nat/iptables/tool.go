@@ -19,6 +19,8 @@ type tool struct {
 	// ledger is told of all reads and writes while there is a Watcher;
 	// otherwise nil.
 	ledger ledger
+	// wrote is told what was written; nil if nobody wants to know.
+	wrote func(*batch)
 	// run starts a program and returns what it printed.
 	run func(stdin, path string, args ...string) (string, error)
 }
@@ -113,6 +115,9 @@ func (t tool) write(b *batch) error {
 	}
 	restore := func() error {
 		_, err := t.run(text, t.restore, "--noflush", "--wait="+lockWait)
+		if err == nil && t.wrote != nil {
+			t.wrote(b)
+		}
 		return err
 	}
 	if t.ledger == nil {

@@ -43,6 +43,12 @@ func TestPaths(t *testing.T) {
 	})
 }
 
+func TestCounters(t *testing.T) {
+	eachFlavour(t, func(t *testing.T, flavour string) {
+		natlab.RunCounters(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) }, func(host *nettest.Node) { wipe(host, flavour) })
+	})
+}
+
 func TestUplinks(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, flavour string) {
 		natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, flavour) })
@@ -59,6 +65,16 @@ func TestFilters(t *testing.T) {
 						Refused: func(external string) int { return refused(t, l.Host, flavour, external) },
 					}
 				})
+			})
+		}
+	})
+}
+
+func TestLimits(t *testing.T) {
+	eachFlavour(t, func(t *testing.T, flavour string) {
+		for _, v := range natlab.Variants(flavour)[1:3] {
+			t.Run(v.String(), func(t *testing.T) {
+				natlab.RunLimits(t, v, func(l *natlab.Lab) natlab.Subject { return natlab.Subject{Backend: open(t, l.Host, flavour)} })
 			})
 		}
 	})

@@ -41,6 +41,8 @@ type treeKind struct {
 	// for kinds of trees that have them. The latter is then the target.
 	more  func(nat.Mapping) string
 	rules func(nat.Mapping) []string
+	// once: of several mappings with a key, only the first has a rule.
+	once bool
 }
 
 func destinationTree() treeKind {
@@ -193,6 +195,9 @@ func (t *tree) leaves(bucket map[netip.Addr]nat.Mapping) []string {
 	slices.SortFunc(ms, func(a, b nat.Mapping) int {
 		return cmp.Or(t.key(a).Compare(t.key(b)), a.External.Compare(b.External))
 	})
+	if t.once {
+		ms = slices.CompactFunc(ms, func(a, b nat.Mapping) bool { return t.key(a) == t.key(b) })
+	}
 	var rules []string
 	for _, m := range ms {
 		match, target := t.match+" "+host(t.key(m)), ""

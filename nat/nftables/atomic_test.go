@@ -109,7 +109,7 @@ func ask(addr string) string {
 	}
 	defer func() { _ = c.Close() }()
 	answer := make([]byte, 100)
-	for range 3 {
+	for range 60 {
 		if err = c.SetDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
 			break
 		}

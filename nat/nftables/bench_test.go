@@ -125,3 +125,15 @@ func BenchmarkSyncFromNothing(b *testing.B) {
 		return nil
 	})
 }
+
+// What a scrape of metrics asks for.
+func BenchmarkCounters(b *testing.B) {
+	benchmarks(b, func(b *testing.B, be *Backend, st nat.State) error {
+		for b.Loop() {
+			if counters, err := be.Counters(); err != nil || len(counters) != len(st.Mappings) {
+				return fmt.Errorf("%d counters: %w", len(counters), err)
+			}
+		}
+		return nil
+	})
+}

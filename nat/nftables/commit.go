@@ -23,6 +23,11 @@ func (b *Backend) change(what string, c nat.Change) error {
 		b.model.apply(e.Inverse())
 		return fmt.Errorf("nat: %s: %w", what, err)
 	}
+	for _, m := range e.Drop.Mappings {
+		if _, moved := b.model.Mappings[m.External]; !moved {
+			b.tally.Forget(m.External)
+		}
+	}
 	return nil
 }
 
@@ -139,6 +144,9 @@ func (b *keeper) converge(write bool) ([]string, error) {
 		case now != generation:
 			generation = 0
 		}
+		if !trusted {
+			bt.begun = nil // perhaps they were there, and go on
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -195,7 +203,7 @@ func (b *keeper) committed(after uint32) {
 // nothing.
 func (k *kernel) probe(flags uint32, sample nat.State) error {
 	f := family{}
-	want := modelOf(sample).whole(f)
+	want := modelOf(sample, counting{}).whole(f)
 	want.flags = flags
 	return k.try(f, want)
 }

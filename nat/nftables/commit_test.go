@@ -33,14 +33,14 @@ func TestOneTransactionPerCall(t *testing.T) {
 		commits     int
 		maxMessages int
 	}{
-		{"everything", func() error { return sync(st) }, 1, 150},
+		{"everything", func() error { return sync(st) }, 1, 220},
 		{"everything again", func() error { return sync(st) }, 0, 0},
 		{"repair", func() error { _, err := b.Repair(); return err }, 0, 0},
 		{"a look", func() error { b.agreed = false; _, err := b.Repair(); return err }, 0, 0},
-		{"add", func() error { return b.Add(nattest.Map4(1, 1), nattest.Map6(1, 9000)) }, 1, 6},
+		{"add", func() error { return b.Add(nattest.Map4(1, 1), nattest.Map6(1, 9000)) }, 1, 8},
 		{"add again", func() error { return b.Add(nattest.Map4(1, 1), nattest.Map6(1, 9000)) }, 0, 0},
 		{"move", func() error { return b.Add(moved) }, 1, 4},
-		{"remove", func() error { return b.Remove(moved, nattest.Map6(1, 9000)) }, 1, 6},
+		{"remove", func() error { return b.Remove(moved, nattest.Map6(1, 9000)) }, 1, 8},
 		{"remove again", func() error { return b.Remove(moved, nattest.Map6(1, 9000)) }, 0, 0},
 		{"add network", func() error { return b.AddNetwork(nattest.Net(2)) }, 1, 50},
 		{"remove network", func() error { return b.RemoveNetwork(nattest.Net(2)) }, 1, 50},

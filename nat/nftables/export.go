@@ -14,7 +14,7 @@ import (
 // this state makes. What can't be written is left out and reported as errors.
 func Export(s nat.State) (string, error) {
 	want, err := s.Usable()
-	m := modelOf(want)
+	m := modelOf(want, counting{connections: true})
 	var out strings.Builder
 	for _, f := range families() {
 		if t := m.whole(f); t != nil {
@@ -64,8 +64,11 @@ func (s *set) text(out *strings.Builder, name string) {
 	if s.kind.ranges {
 		out.WriteString("\t\tflags interval\n")
 	}
-	if s.kind.counted {
-		out.WriteString("\t\tcounter\n")
+	if s.kind.passing {
+		fmt.Fprintf(out, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %dms\n", passingSize, passingTime.Milliseconds())
+	}
+	if s.kind.does != "" {
+		fmt.Fprintf(out, "\t\t%s\n", s.kind.does.spell(leastLimit))
 	}
 	for at, key := range slices.Sorted(maps.Keys(s.elements)) {
 		element := s.kind.spell(key)
@@ -74,6 +77,9 @@ func (s *set) text(out *strings.Builder, name string) {
 		}
 		switch value := s.elements[key]; s.kind.value {
 		case "":
+			if value != "" {
+				element += " " + s.kind.does.spell(value)
+			}
 		case nftables.TypeVerdict.Name:
 			element += " : " + value
 		case nftables.TypeMark.Name:

@@ -23,7 +23,7 @@ func load(t *testing.T, node *nettest.Node, file string) {
 // backend would write; and loading it twice is loading it once.
 func TestExport(t *testing.T) {
 	node := newHost(t)
-	for _, s := range []nat.State{natlab.State(), natlab.FilterState(), {Networks: natlab.State().Networks}} {
+	for _, s := range []nat.State{natlab.State(), natlab.LimitState(), {Networks: natlab.State().Networks}} {
 		file, err := Export(s)
 		if err != nil {
 			t.Fatal(err)

@@ -52,8 +52,8 @@ func className(f *nat.Filter) string {
 // frameFilter adds what sends packets to their filters.
 func (f family) frameFilter(t *table) {
 	t.sets[setFilter] = newSet(f.addrType().Name, nftables.TypeVerdict.Name)
-	t.sets[setRefused] = &set{kind: setKind{key: f.addrType().Name, counted: true}, elements: map[string]string{}}
-	t.chains[chainFilter] = chain{hook{nftables.ChainTypeFilter, unix.NF_INET_PRE_ROUTING, beforeDNAT - 10, nftables.ChainPolicyAccept}, []rule{
+	t.sets[setRefused] = f.countedSet()
+	t.chains[chainFilter] = chain{hook{nftables.ChainTypeFilter, unix.NF_INET_PRE_ROUTING, beforeLimits, nftables.ChainPolicyAccept}, []rule{
 		f.rule(f.load(f.target()), verdictOf(setFilter)),
 	}}
 }

@@ -47,20 +47,23 @@ func (s *set) matches(key string) bool {
 	return false
 }
 
-// Where the kernel can't filter, an address that has a filter is refused, and
-// nothing else.
+// Where the kernel can't filter or limit, an address that has a filter or limit
+// is refused, and nothing else.
 func TestKernelWithoutFilters(t *testing.T) {
 	b := open(t, newHost(t), Config{})
-	if b.unfiltered != nil {
-		t.Fatal(b.unfiltered)
+	if b.unfiltered != nil || b.unlimited != nil {
+		t.Fatal(b.unfiltered, b.unlimited)
 	}
-	b.unfiltered = unix.EOPNOTSUPP
-	filtered := nattest.Filtered(nattest.Map4(1, 1), true)
+	b.unfiltered, b.unlimited = unix.EOPNOTSUPP, unix.ENOENT
+	filtered, limited := nattest.Filtered(nattest.Map4(1, 1), true), nattest.Limited(nattest.Map4(1, 3), 1, 1)
 	if err := b.Add(filtered); !errors.Is(err, unix.EOPNOTSUPP) {
 		t.Errorf("Add: %v", err)
 	}
-	st := nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{nattest.Map4(1, 2), filtered}}
-	if _, err := b.Sync(st); !errors.Is(err, unix.EOPNOTSUPP) {
+	if err := b.Add(limited); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("Add: %v", err)
+	}
+	st := nat.State{Networks: []nat.Network{nattest.Net(1)}, Mappings: []nat.Mapping{nattest.Map4(1, 2), filtered, limited}}
+	if _, err := b.Sync(st); !errors.Is(err, unix.EOPNOTSUPP) || !errors.Is(err, unix.ENOENT) {
 		t.Errorf("Sync: %v", err)
 	}
 	st.Mappings = st.Mappings[:1]

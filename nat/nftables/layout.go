@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -30,6 +31,10 @@ const (
 	setInto     = "fwd_by_oif"  // bridge → chain
 	setFrom     = "fwd_by_iif"  // bridge → chain
 	setMark     = "mark_by_iif" // bridge → mark, networks that have one
+	setIncoming = "incoming"    // external addresses: counts connections begun to them
+	setOutgoing = "outgoing"    // internal addresses, mappings with Egress: counts those begun from them
+	setReceived = "received"    // external addresses: counts packets to them, if asked for
+	setSent     = "sent"        // external addresses: counts packets from them, if asked for
 )
 
 // The chains; each network adds up to three, named by its id.
@@ -40,7 +45,9 @@ const (
 	chainForward     = "forward"
 	chainInput       = "input"
 	chainHairpin     = "hairpin"
-	chainMarks       = "marks" // while a network has one
+	chainMarks       = "marks"    // while a network has one
+	chainArriving    = "arriving" // if packets are accounted for, and so is the next
+	chainLeaving     = "leaving"
 	prefixPost       = "post-"
 	prefixInto       = "into-"
 	prefixFrom       = "from-"
@@ -56,6 +63,13 @@ const (
 	// Others mark at -150: their connections' marks, put back onto packets,
 	// would replace ours.
 	afterMangle = -149
+	// Filters come before limits, so that what they refuse takes no room.
+	beforeLimits = beforeDNAT - 10
+	limiting     = beforeDNAT - 6
+	// Packets are accounted for where they show the external address, those
+	// that come in without what a filter or a limit has dropped.
+	afterRefusal = beforeDNAT - 5
+	afterSNAT    = 150
 )
 
 // A table is what one family's table holds, or a part of that.
@@ -70,7 +84,8 @@ type table struct {
 }
 
 // A set is a set or a map. Keys and values are as in the kernel, but for
-// verdicts: those are as nft spells them. The value of a set is "".
+// verdicts: those are as nft spells them. The value of a set is "", or what a
+// statement of its elements says in decimal.
 type set struct {
 	kind     setKind
 	elements map[string]string
@@ -80,12 +95,26 @@ type set struct {
 type setKind struct {
 	key, value string // nft's names of types; a key may have several, joined
 	ranges     bool   // keys are a first and a last key
-	counted    bool   // each element counts the packets that it is found for
-	special    bool   // has a property that ours never have
+	// does is what each element does for a packet that it is found for.
+	does statement
+	// passing says that packets put elements in, which stay for a time; they
+	// are nothing that is wanted.
+	passing bool
+	special bool // has a property that ours never have
 }
 
 // joined is between the names of the types of a key.
 const joined = " . "
+
+// A statement is what an element of a set does, by the kernel's name of it.
+type statement string
+
+const (
+	counts statement = "counter"
+	// These let only packets through that go beyond a limit.
+	overRate  statement = "limit"     // connections a second
+	overCount statement = "connlimit" // connections that are open
+)
 
 // A chain without a hook is reached by jumps only.
 type chain struct {
@@ -155,14 +184,20 @@ func (f family) subnet(n nat.Network) netip.Prefix {
 }
 
 // mappingSets are the sets whose elements come from mappings, empty.
-func mappingSets(f family) map[string]*set {
+func mappingSets(f family, c counting) map[string]*set {
 	addr := f.addrType().Name
-	return map[string]*set{
+	sets := map[string]*set{
 		setInside:   newSet(addr, addr),
 		setOutside:  newSet(addr, addr),
 		setExternal: newSet(addr, ""),
 		setGateway:  newSet(addr, ""),
 	}
+	for name, what := range countedSets() {
+		if c.does(what) {
+			sets[name] = f.countedSet()
+		}
+	}
+	return sets
 }
 
 func newSet(key, value string) *set {
@@ -171,14 +206,21 @@ func newSet(key, value string) *set {
 
 // frame adds to a table all that does not come from mappings: it is made of
 // networks, in the order of their ids.
-func frame(t *table, f family, networks []nat.Network) {
+func frame(t *table, f family, networks []nat.Network, c counting) {
 	for _, name := range []string{setPost, setInto, setFrom} {
 		t.sets[name] = newSet(nftables.TypeIFName.Name, nftables.TypeVerdict.Name)
 	}
 	in := []rule{f.rule(f.load(f.target()), lookup(setInside), f.nat(expr.NATTypeDestNAT))}
 	out := f.rule(f.load(f.source()), lookup(setOutside), f.nat(expr.NATTypeSourceNAT))
 	masquerade := &expr.Masq{}
-	post := []rule{f.rule(meta(expr.MetaKeyOIFNAME), verdictOf(setPost)), out}
+	post, hairpin := []rule{f.rule(meta(expr.MetaKeyOIFNAME), verdictOf(setPost))}, []rule{out, f.rule(masquerade)}
+	if c.connections {
+		// Only a connection's first packet comes here.
+		begun := f.rule(f.load(f.source()), contains(setOutgoing))
+		in = slices.Insert(in, 0, f.rule(f.load(f.target()), contains(setIncoming)))
+		post, hairpin = append(post, begun), slices.Insert(hairpin, 0, begun)
+	}
+	post = append(post, out)
 	for _, n := range networks {
 		if !n.Internal {
 			// Containers without an external address.
@@ -193,7 +235,7 @@ func frame(t *table, f family, networks []nat.Network) {
 		// What a container sends to its own bridge by way of an external
 		// address gets the identity it has outside; the answer would
 		// otherwise bypass the translation.
-		chainHairpin: {rules: []rule{out, f.rule(masquerade)}},
+		chainHairpin: {rules: hairpin},
 		chainForward: {hook{nftables.ChainTypeFilter, unix.NF_INET_FORWARD, beforeFilter, nftables.ChainPolicyAccept}, []rule{
 			f.rule(meta(expr.MetaKeyIIFNAME), verdictOf(setFrom)),
 			f.rule(meta(expr.MetaKeyOIFNAME), verdictOf(setInto)),
@@ -208,6 +250,9 @@ func frame(t *table, f family, networks []nat.Network) {
 		f.frameNetwork(t, n)
 	}
 	f.frameMarks(t, networks)
+	if c.packets {
+		f.frameAccounts(t)
+	}
 }
 
 // frameMarks adds what marks packets. Without it nobody's packets pay.

@@ -67,7 +67,7 @@ func (j *judge) match(c *held, regs *registers, e heldExpr) match {
 		return matches(inside == (a.number32(unix.NFTA_RANGE_OP) == 0)) // NFT_RANGE_EQ
 	case "lookup":
 		return j.lookup(c, regs, a)
-	case "counter", "log", "last", "notrack", "nat", "masq", "redir", "reject":
+	case "counter", "log", "last", "notrack", "nat", "masq", "redir", "reject", "dynset":
 	default:
 		return maybe // of a kind that is not known here, or that depends on others
 	}
@@ -111,6 +111,14 @@ func (j *judge) lookup(c *held, regs *registers, a attrs) match {
 		} else {
 			regs.store(a.number32(unix.NFTA_LOOKUP_DREG), found.value.find(unix.NFTA_DATA_VALUE), nil)
 		}
+	}
+	if ok && found.limits {
+		// Whoever is beyond a limit of ours is in the set of those that are
+		// full, or else is so for a moment.
+		if c.table == tableName {
+			return no
+		}
+		return maybe
 	}
 	return matches(ok == (a.number32(unix.NFTA_LOOKUP_FLAGS)&unix.NFT_LOOKUP_F_INV == 0))
 }
@@ -201,6 +209,7 @@ func (j *judge) ct(regs *registers, reg uint32, a attrs) {
 	const (
 		stateNew, stateEstablished = 0x8, 0x2
 		srcNAT, dstNAT             = 0x10, 0x20 // IPS_SRC_NAT, IPS_DST_NAT
+		confirmed                  = 0x8        // IPS_CONFIRMED
 		original, reply            = 0, 1
 	)
 	switch a.number32(unix.NFTA_CT_KEY) {
@@ -211,8 +220,11 @@ func (j *judge) ct(regs *registers, reg uint32, a attrs) {
 		}
 		regs.store(reg, native(state), nil)
 	case unix.NFT_CT_STATUS:
-		// Whether it is confirmed or assured, nobody asks.
+		// Whether it is assured, nobody asks.
 		var status uint32
+		if p.Established || p.Reply {
+			status |= confirmed
+		}
 		if p.DNAT {
 			status |= dstNAT
 		}

@@ -13,11 +13,12 @@ import (
 // A model is what the tables are made from.
 type model struct {
 	nat.Desired
+	counting
 	inside map[netip.Addr][]netip.Addr // internal → external addresses, sorted
 	class  map[netip.Addr]string       // external address → name of its filter
 	// What each family has.
-	subnets, mapped [2]int
-	classes         [2]map[string]*class // filters by name
+	subnets, mapped, limited [2]int
+	classes                  [2]map[string]*class // filters by name
 }
 
 func newModel() *model {
@@ -29,8 +30,9 @@ func newModel() *model {
 	}
 }
 
-func modelOf(s nat.State) *model {
+func modelOf(s nat.State, c counting) *model {
 	m := newModel()
+	m.counting = c
 	m.apply(m.Effective(nat.Change{Put: s}))
 	return m
 }
@@ -70,6 +72,7 @@ func (m *model) apply(e nat.Change) {
 	for _, mp := range e.Drop.Mappings {
 		m.mapped[familyOf(mp.External).index()]--
 		m.dropFilter(mp)
+		m.countLimit(mp, -1)
 		m.inside[mp.Internal] = slices.DeleteFunc(m.inside[mp.Internal], func(a netip.Addr) bool { return a == mp.External })
 		if len(m.inside[mp.Internal]) == 0 {
 			delete(m.inside, mp.Internal)
@@ -81,6 +84,7 @@ func (m *model) apply(e nat.Change) {
 	for _, mp := range e.Put.Mappings {
 		m.mapped[familyOf(mp.External).index()]++
 		m.putFilter(mp)
+		m.countLimit(mp, 1)
 		at, _ := slices.BinarySearchFunc(m.inside[mp.Internal], mp.External, netip.Addr.Compare)
 		m.inside[mp.Internal] = slices.Insert(m.inside[mp.Internal], at, mp.External)
 	}
@@ -108,6 +112,12 @@ func (m *model) dropFilter(mp nat.Mapping) {
 	classes := m.classes[familyOf(mp.External).index()]
 	if classes[name].users--; classes[name].users == 0 {
 		delete(classes, name)
+	}
+}
+
+func (m *model) countLimit(mp nat.Mapping, by int) {
+	if mp.Limit != (nat.Limit{}) {
+		m.limited[familyOf(mp.External).index()] += by
 	}
 }
 
@@ -150,13 +160,16 @@ func (m *model) view(f family, framed bool, addrs iter.Seq[netip.Addr], filters 
 	if !m.active(f) {
 		return nil
 	}
-	t := &table{sets: mappingSets(f), chains: map[string]chain{}}
+	t := &table{sets: mappingSets(f, m.counting), chains: map[string]chain{}}
 	if framed {
-		frame(t, f, m.sorted(f))
+		frame(t, f, m.sorted(f), m.counting)
 	}
 	classes := m.classes[f.index()]
 	if len(classes) > 0 {
 		f.frameFilter(t)
+	}
+	if m.limited[f.index()] > 0 {
+		f.frameLimit(t)
 	}
 	for name := range filters {
 		if c := classes[name]; c != nil {
@@ -183,19 +196,48 @@ func (m *model) fill(t *table, a netip.Addr) {
 	if mp, ok := m.Mappings[a]; ok {
 		t.sets[setInside].elements[key] = raw(mp.Internal)
 		t.sets[setExternal].elements[key] = ""
+		for _, name := range []string{setIncoming, setReceived, setSent} {
+			t.count(name, key)
+		}
 		if name := m.class[a]; name != "" {
 			fillFilter(t, key, name)
 		}
+		fillLimit(t, key, mp.Limit, setRateIn, setCountIn)
+	}
+	if external := m.egress(a); external.IsValid() {
+		t.sets[setOutside].elements[key] = raw(external)
+		t.count(setOutgoing, key)
 	}
 	for _, external := range m.inside[a] {
-		mp := m.Mappings[external]
-		if _, taken := t.sets[setOutside].elements[key]; mp.Egress && !taken {
-			t.sets[setOutside].elements[key] = raw(external)
-		}
-		if mp.Gateway {
+		if m.Mappings[external].Gateway {
 			t.sets[setGateway].elements[key] = ""
 		}
 	}
+	if external := m.limiter(a); external.IsValid() {
+		fillLimit(t, key, m.Mappings[external].Limit, setRateOut, setCountOut)
+	}
+}
+
+// egress is the external address that an internal one goes out from; not valid
+// if there is none.
+func (m *model) egress(internal netip.Addr) netip.Addr {
+	for _, external := range m.inside[internal] {
+		if m.Mappings[external].Egress {
+			return external
+		}
+	}
+	return netip.Addr{}
+}
+
+// limiter is the external address whose limit bounds what an internal one opens;
+// not valid if there is none.
+func (m *model) limiter(internal netip.Addr) netip.Addr {
+	for _, external := range m.inside[internal] {
+		if m.Mappings[external].Limit != (nat.Limit{}) {
+			return external
+		}
+	}
+	return netip.Addr{}
 }
 
 // raw is an address as the kernel holds it.

@@ -33,6 +33,9 @@ type Config struct {
 	// loading one while it does not run takes them away; and nft before 1.1
 	// can't load at all what it saves then.
 	Owner bool
+	// Account counts every packet to and from external addresses. Without it
+	// only what is refused is counted, and connections when they begin.
+	Account bool
 }
 
 // Backend is a nat.Backend. Make one with New.
@@ -46,9 +49,14 @@ type Backend struct {
 	mu sync.Mutex
 	keeper
 	flags uint32 // of our tables
-	// unfiltered is why the kernel can't filter; nil if it can.
-	unfiltered error
-	model      *model
+	// unfiltered and unlimited are why the kernel can't filter, or limit; nil
+	// if it can.
+	unfiltered, unlimited error
+	model                 *model
+
+	reading sync.Mutex // guards reader, and is taken before mu
+	reader  *kernel
+	tally   nat.Tally[counter]
 }
 
 var _ nat.Backend = (*Backend)(nil)
@@ -62,7 +70,7 @@ func New(c Config) (*Backend, error) {
 		return nil, fmt.Errorf("nat: use nftables: %w", err)
 	}
 	b := &Backend{model: newModel()}
-	b.keeper = keeper{kernel: k, commit: k.commit, families: families(), want: func(f family) *table { return b.flag(b.model.whole(f)) }}
+	b.keeper = keeper{kernel: k, commit: b.commitCounted, families: families(), want: func(f family) *table { return b.flag(b.model.whole(f)) }}
 	if c.Owner {
 		b.flags = flagOwner | flagPersist
 	}
@@ -81,22 +89,37 @@ func New(c Config) (*Backend, error) {
 		Endpoint: "1", External: netip.MustParseAddr("192.0.2.1"), Internal: netip.MustParseAddr("192.0.2.2"),
 		Filter: &nat.Filter{Ports: []nat.Ports{{Proto: unix.IPPROTO_TCP, First: 1, Last: 2}}, Reject: true},
 	}}})
+	b.unlimited = k.probe(b.flags, nat.State{Mappings: []nat.Mapping{{
+		Endpoint: "1", External: netip.MustParseAddr("192.0.2.1"), Internal: netip.MustParseAddr("192.0.2.2"),
+		Limit: nat.Limit{Connections: 2, Rate: 2},
+	}}})
+	if b.unfiltered != nil && c.Account {
+		return nil, errors.Join(fmt.Errorf("nat: account for packets, which needs Linux 5.9: %w", b.unfiltered), k.close())
+	}
+	b.model.counting = counting{connections: b.unfiltered == nil, packets: c.Account}
+	if b.reader, err = dial(); err != nil {
+		return nil, errors.Join(fmt.Errorf("nat: use nftables: %w", err), k.close())
+	}
 	return b, nil
 }
 
 // usable is State.Usable for this kernel.
 func (b *Backend) usable(s nat.State) (good nat.State, err error) {
 	good, err = s.Usable()
-	if b.unfiltered == nil {
+	if b.unfiltered == nil && b.unlimited == nil {
 		return good, err
 	}
 	errs := []error{err}
 	good.Mappings = slices.DeleteFunc(good.Mappings, func(m nat.Mapping) bool {
-		filtered := m.Filter.Canonical() != nil
-		if filtered {
-			errs = append(errs, fmt.Errorf("nat: mapping %q: the kernel can't filter, which needs Linux 5.9: %w", m.External, b.unfiltered))
+		var err error
+		switch {
+		case b.unfiltered != nil && m.Filter.Canonical() != nil:
+			err = fmt.Errorf("nat: mapping %q: the kernel can't filter, which needs Linux 5.9: %w", m.External, b.unfiltered)
+		case b.unlimited != nil && m.Limit != (nat.Limit{}):
+			err = fmt.Errorf("nat: mapping %q: the kernel can't limit connections, which needs Linux 5.7 with NFT_LIMIT and NFT_CONNLIMIT: %w", m.External, b.unlimited)
 		}
-		return filtered
+		errs = append(errs, err)
+		return err != nil
 	})
 	return good, errors.Join(errs...)
 }
@@ -105,7 +128,7 @@ func (b *Backend) usable(s nat.State) (good nat.State, err error) {
 func (b *Backend) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.kernel.close()
+	return errors.Join(b.kernel.close(), b.reader.close())
 }
 
 // AddNetwork implements nat.Backend. Its cost grows with the number of networks.
@@ -152,7 +175,7 @@ func (b *Backend) Sync(s nat.State) (repaired []string, err error) {
 	want, uerr := b.usable(s)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if m := modelOf(want); !m.Equal(b.model.Desired) {
+	if m := modelOf(want, b.model.counting); !m.Equal(b.model.Desired) {
 		b.model, b.agreed = m, false
 	}
 	repaired, err = b.converge(true)

@@ -41,11 +41,17 @@ func TestRules(t *testing.T) {
 		{"filters6", nat.State{Networks: []nat.Network{only(nattest.Net(1), 1)}, Mappings: []nat.Mapping{
 			nattest.Filtered(nattest.Map6(1, 0x33), false), nattest.Filtered(nattest.Map6(1, 0x34), true, "2001:db8:5::/48"),
 		}}},
+		{"limits", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0)}, Mappings: []nat.Mapping{
+			nattest.Limited(nattest.Map4(1, 0x33), 20000, 0), nattest.Limited(nattest.Map4(1, 0x34), 0, 500), nattest.Map4(1, 0x35),
+			nattest.Limited(nattest.Map4(1, 0x36), 300, 20),
+		}}},
+		{"limits6", nat.State{Networks: []nat.Network{only(nattest.Net(1), 1)}, Mappings: []nat.Mapping{nattest.Limited(nattest.Map6(1, 0x33), 300, 20)}}},
+		{"accounts", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0)}, Mappings: []nat.Mapping{nattest.Map4(1, 0x33), noEgress}}},
 		{"marks", nat.State{Networks: []nat.Network{only(nattest.Net(1), 0), only(marked, 0)}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			node := newHost(t)
-			b := open(t, node, Config{})
+			b := open(t, node, Config{Account: tt.name == "accounts"})
 			if _, err := b.Sync(tt.state); err != nil {
 				t.Fatal(err)
 			}

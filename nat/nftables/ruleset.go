@@ -64,6 +64,7 @@ type element struct {
 	key, end string
 	last     bool // the key is where an interval ends
 	value    attrs
+	limits   bool // it may, or may not, match: whatever came before
 }
 
 // Flags of sets and their elements, linux/netfilter/nf_tables.h.
@@ -232,6 +233,10 @@ func (s *heldSet) add(e attrs) {
 		end:   string(e.find(setElemKeyEnd, unix.NFTA_DATA_VALUE)),
 		last:  flags&elementEnds != 0,
 		value: e.find(unix.NFTA_SET_ELEM_DATA),
+		limits: slices.ContainsFunc(append(e.find(nftaSetElemExprs).all(), e.find(unix.NFTA_SET_ELEM_EXPR)), func(does attrs) bool {
+			name := statement(does.find(unix.NFTA_EXPR_NAME).string())
+			return name != "" && name != counts
+		}),
 	})
 }
 

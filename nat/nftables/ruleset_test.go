@@ -3,9 +3,11 @@ package nftables
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/extip/extip/internal/nattest"
 	"github.com/extip/extip/internal/nettest"
 	"github.com/extip/extip/nat"
 )
@@ -139,10 +141,50 @@ func TestAsk(t *testing.T) {
 	}
 }
 
+// A limit of ours drops a connection that finds its address full, one of
+// somebody else's perhaps.
+func TestAskLimits(t *testing.T) {
+	node := newHost(t)
+	b := open(t, node, Config{})
+	m := nattest.Limited(nattest.Map4(1, 1), 300, 20)
+	if err := b.Add(m); err != nil {
+		t.Fatal(err)
+	}
+	client := netip.MustParseAddr("192.0.2.9")
+	ask := func(p nat.Packet) (dropped, doubt bool) {
+		rulings := readOn(t, node).Ask(nat.Prerouting, p)
+		return len(rulings) == 2 && rulings[0].Drop && rulings[0].Ours, slices.ContainsFunc(rulings, func(r nat.Ruling) bool { return r.Doubt })
+	}
+	in, out := nat.Packet{Src: client, Dst: m.External}, nat.Packet{Src: m.Internal, Dst: client}
+	for _, p := range []nat.Packet{in, out} {
+		if dropped, doubt := ask(p); dropped || doubt {
+			t.Errorf("to %s: dropped %t, doubt %t", p.Dst, dropped, doubt)
+		}
+	}
+	node.Run("nft", "add element ip extip full_in { 203.0.113.1 timeout 1h }")
+	if dropped, _ := ask(in); !dropped {
+		t.Error("it isn't dropped where the address is full")
+	}
+	in.Established = true
+	if dropped, _ := ask(in); dropped {
+		t.Error("what is connected is dropped")
+	}
+	load(t, node, `table ip other {
+		set some { type ipv4_addr; limit rate over 1/second; elements = { 203.0.113.1 limit rate over 5/second }; }
+		chain pre { type filter hook prerouting priority 0; policy drop; ip daddr @some drop; ip daddr 203.0.113.1 counter drop; }
+	}`)
+	if dropped, doubt := ask(in); dropped || !doubt {
+		t.Errorf("by another table's limit: dropped by ours %t, doubt %t", dropped, doubt)
+	}
+}
+
 // Rules are spelled as nft lists them.
 func TestSpell(t *testing.T) {
 	node := newHost(t)
 	load(t, node, foreign)
+	if err := open(t, node, Config{}).Add(nattest.Limited(nattest.Map4(1, 1), 300, 20)); err != nil {
+		t.Fatal(err)
+	}
 	rs := readOn(t, node)
 	spelled := map[string]bool{}
 	for _, c := range rs.chains {
@@ -154,7 +196,8 @@ func TestSpell(t *testing.T) {
 	rules := 0
 	for line := range strings.Lines(list) {
 		line = strings.TrimSpace(line)
-		if !regexp.MustCompile(`^(ct|ip|meta|fib|iifname|oifname|udp|tcp|dnat|snat|reject|limit)\b`).MatchString(line) {
+		if !regexp.MustCompile(`^(ct|ip|meta|fib|iifname|oifname|udp|tcp|dnat|snat|reject|limit)\b`).MatchString(line) ||
+			strings.HasPrefix(line, "limit rate over ") || strings.HasPrefix(line, "ct count over ") { // what a set's elements do
 			continue
 		}
 		rules++

@@ -92,6 +92,8 @@ func (s *speller) expr(e heldExpr) {
 	case "redir":
 		s.say("redirect")
 	case "byteorder": // nft doesn't show it either
+	case "dynset":
+		s.say("add @%s { %s }", a.find(unix.NFTA_DYNSET_SET_NAME).string(), s.subjects[offset(a.number32(unix.NFTA_DYNSET_SREG_KEY))])
 	case "counter", "log", "reject", "notrack":
 		s.say("%s", e.name)
 	default:

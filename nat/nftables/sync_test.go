@@ -17,7 +17,7 @@ import (
 func someState() nat.State {
 	return nat.State{
 		Networks: []nat.Network{nattest.Net(1)},
-		Mappings: []nat.Mapping{nattest.Map4(1, 1), nattest.Filtered(nattest.Map4(1, 2), false), nattest.Map6(1, 1)},
+		Mappings: []nat.Mapping{nattest.Map4(1, 1), nattest.Limited(nattest.Filtered(nattest.Map4(1, 2), false), 300, 20), nattest.Map6(1, 1)},
 	}
 }
 
@@ -54,6 +54,17 @@ func TestSyncReports(t *testing.T) {
 		{"an address loses its filter", "delete element ip extip filter_by_ext { 203.0.113.2 }", []string{"ip: set filter_by_ext: missing: 203.0.113.2"}},
 		{"an address has another's filter", "flush chain ip extip check-d201897e45ce3bfd", []string{"ip: chain check-d201897e45ce3bfd was altered"}},
 		{"filters are gone", "delete chain ip extip filter", []string{"ip: chain filter was missing"}},
+		{"an address loses its limits", "flush set ip extip rate_in; delete element ip extip count_out { 172.30.1.3 }", []string{
+			"ip: set rate_in: missing: 203.0.113.2", "ip: set count_out: missing: 172.30.1.3",
+		}},
+		{
+			"limits are altered",
+			"flush set ip extip count_in; add element ip extip count_in { 203.0.113.2 ct count over 301 }" +
+				"; flush set ip extip rate_in; add element ip extip rate_in { 203.0.113.2 limit rate over 20/minute burst 20 packets }" +
+				"; flush set ip extip rate_out; add element ip extip rate_out { 172.30.1.3 limit rate 20/second burst 20 packets }",
+			[]string{"ip: set count_in: altered: 203.0.113.2", "ip: set rate_in: altered: 203.0.113.2", "ip: set rate_out: altered: 172.30.1.3"},
+		},
+		{"an address without a limit has one", "add element ip extip rate_in { 203.0.113.1 }", []string{"ip: set rate_in: left over: 203.0.113.1"}},
 		{"a rule of somebody else's", "insert rule ip extip into-net1 accept", []string{"ip: chain into-net1 was altered"}},
 		{"a rule with a set of its own", "add rule ip extip input tcp dport { 22, 80 } accept", []string{"ip: chain input was altered"}},
 		{
@@ -119,6 +130,24 @@ func TestSyncReports(t *testing.T) {
 	}
 }
 
+// That an address is full is no difference.
+func TestFullIsNoDifference(t *testing.T) {
+	node := newHost(t)
+	b, st := open(t, node, Config{}), someState()
+	if _, err := b.Sync(st); err != nil {
+		t.Fatal(err)
+	}
+	const full = "ip extip full_in { 203.0.113.2 }"
+	node.Run("nft", "add element ip extip full_in { 203.0.113.2 timeout 1h }")
+	for range 2 {
+		if repaired, err := b.Sync(st); err != nil || len(repaired) > 0 {
+			t.Errorf("repaired %q, %v", repaired, err)
+		}
+		b = open(t, node, Config{})
+	}
+	node.Run("nft", "get element "+full)
+}
+
 // What an administrator saves and loads again is what it was, to the kernel
 // and to us.
 func TestSavedRulesLoad(t *testing.T) {
@@ -127,10 +156,11 @@ func TestSavedRulesLoad(t *testing.T) {
 	nettest.RequireTool(t, "iptables-legacy")
 	l := natlab.New(t, natlab.Variants("legacy")[0])
 	b := openAdmitted(t, l, "legacy", Config{})
-	if _, err := b.Sync(natlab.FilterState()); err != nil {
+	if _, err := b.Sync(natlab.LimitState()); err != nil {
 		t.Fatal(err)
 	}
 	l.Check(t, "forbidden by filters", natlab.FilterForbidden()) // and counted
+	l.Host.Run("nft", "add element ip extip full_out { 198.51.100.1 timeout 1h }")
 	want := dump(l.Host)
 	l.Host.Run("sh", "-c", "nft list ruleset > /run/saved && nft flush ruleset && nft -f /run/saved")
 	if got := dump(l.Host); got != want {
@@ -240,7 +270,7 @@ func TestFailAtEveryWrite(t *testing.T) {
 			if got := dump(node); got != before {
 				t.Fatalf("%s failed: rules are\n%s\nwant\n%s", step.name, got, before)
 			}
-			b.commit = b.kernel.commit
+			b.commit = b.commitCounted
 		}
 		if err := step.do(); err != nil {
 			t.Errorf("%s: %v", step.name, err)

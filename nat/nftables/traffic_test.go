@@ -77,6 +77,17 @@ func TestPaths(t *testing.T) {
 	natlab.RunPaths(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
 }
 
+func TestCounters(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	natlab.RunCounters(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) },
+		func(host *nettest.Node) { host.Run("nft", "flush ruleset") })
+}
+
+func TestAccounts(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	natlab.RunAccounts(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{Account: true}) })
+}
+
 func TestUplinks(t *testing.T) {
 	nettest.RequireTool(t, "nft")
 	natlab.RunUplinks(t, func(host *nettest.Node) nat.Backend { return open(t, host, Config{}) })
@@ -91,6 +102,17 @@ func TestFilters(t *testing.T) {
 					Backend: openAdmitted(t, l, "nft", Config{}),
 					Refused: func(external string) int { return refused(t, l.Host, external) },
 				}
+			})
+		})
+	}
+}
+
+func TestLimits(t *testing.T) {
+	nettest.RequireTool(t, "iptables-nft")
+	for _, v := range natlab.Variants("nft")[1:3] {
+		t.Run(v.String(), func(t *testing.T) {
+			natlab.RunLimits(t, v, func(l *natlab.Lab) natlab.Subject {
+				return natlab.Subject{Backend: openAdmitted(t, l, "nft", Config{})}
 			})
 		})
 	}

@@ -33,7 +33,7 @@ func await(t *testing.T, hints <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-hints:
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatalf("%s: nothing heard", what)
 	}
 }

@@ -36,6 +36,8 @@ type batch struct {
 	setIDs   uint32
 	// doubtful says that the batch adds elements to a set that is there.
 	doubtful bool
+	// begun is what begins to count with the batch.
+	begun []counter
 }
 
 func newBatch() *batch { return &batch{name: tableName} }
@@ -107,8 +109,13 @@ func (b *batch) set(f family, name string, k setKind) {
 		flags |= unix.NFT_SET_INTERVAL | nftables.NFT_SET_CONCAT
 		a = a.nest(unix.NFTA_SET_DESC, attrs{}.nest(nftaSetDescConcat, fields))
 	}
-	if k.counted {
-		a = a.nest(nftaSetExpr, attrs{}.text(unix.NFTA_EXPR_NAME, "counter"))
+	if k.does != "" {
+		a = a.nest(nftaSetExpr, k.does.encode(leastLimit))
+	}
+	if k.passing {
+		flags |= unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
+		a = a.put(unix.NFTA_SET_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(passingTime.Milliseconds()))).
+			nest(unix.NFTA_SET_DESC, attrs{}.number(unix.NFTA_SET_DESC_SIZE, passingSize))
 	}
 	switch k.value {
 	case "":
@@ -136,6 +143,7 @@ const (
 	nftaSetFieldLen   = 1
 	nftaSetExpr       = 17
 	nftaSetElemKeyEnd = 10
+	nftaSetElemExprs  = 11 // NFTA_SET_ELEM_EXPRESSIONS
 )
 
 // Byte orders as nft numbers them (enum byteorder in its datatype.h).
@@ -200,6 +208,9 @@ func (b *batch) deleteSet(f family, name string) {
 func (b *batch) elements(f family, name string, k setKind, elements map[string]string, remove bool) {
 	for keys := range slices.Chunk(slices.Sorted(maps.Keys(elements)), elementsPerMessage) {
 		var list attrs
+		if k.does == counts && !remove {
+			b.begun = append(b.begun, counters(name, keys)...)
+		}
 		for _, key := range keys {
 			first, last := key, ""
 			if k.ranges {
@@ -209,7 +220,11 @@ func (b *batch) elements(f family, name string, k setKind, elements map[string]s
 			if last != "" {
 				e = e.nest(nftaSetElemKeyEnd, attrs{}.put(unix.NFTA_DATA_VALUE, []byte(last)))
 			}
-			if value := elements[key]; value != "" && !remove {
+			switch value := elements[key]; {
+			case value == "" || remove:
+			case k.value == "":
+				e = e.nest(unix.NFTA_SET_ELEM_EXPR, k.does.encode(value))
+			default:
 				e = e.nest(unix.NFTA_SET_ELEM_DATA, elementData(value))
 			}
 			list = list.nest(unix.NFTA_LIST_ELEM, e)
@@ -279,6 +294,14 @@ func (a attrs) each() iter.Seq2[uint16, attrs] {
 	}
 }
 
+// all is the contents of the attributes, whatever their kinds.
+func (a attrs) all() (contents []attrs) {
+	for _, inner := range a.each() {
+		contents = append(contents, inner)
+	}
+	return contents
+}
+
 // find returns the content of the first attribute that the path of kinds
 // leads to, nil if there is none.
 func (a attrs) find(path ...uint16) attrs {
@@ -341,6 +364,9 @@ func dial() (*kernel, error) {
 	if err == nil {
 		k.port, err = k.localPort()
 	}
+	if err == nil {
+		err = k.widen()
+	}
 	if err != nil && k.socket != nil {
 		err = errors.Join(err, k.socket.Close())
 	}
@@ -364,6 +390,25 @@ func (k *kernel) localPort() (port uint32, err error) {
 		err = cerr
 	}
 	return port, err
+}
+
+// widen lets the kernel answer in pieces of 32 KiB, the most it does, which it
+// has to be asked for by a buffer of that size; the library's are no larger
+// than a message. In 4 KiB a large set takes three times as long: for each
+// piece the kernel goes through it from its beginning.
+func (k *kernel) widen() error {
+	conn, err := k.socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if _, err := k.socket.Send(askGeneration()); err != nil {
+		return err
+	}
+	rerr := conn.Read(func(fd uintptr) bool {
+		_, _, err = unix.Recvfrom(int(fd), make([]byte, 32<<10), unix.MSG_DONTWAIT)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	return errors.Join(rerr, err)
 }
 
 // commit has a batch done. Only the last message is acknowledged; by then,
@@ -407,10 +452,7 @@ func (k *kernel) drain() {
 // generation numbers the changes of all of nf_tables: each commit, whoever's,
 // adds one. It is never 0.
 func (k *kernel) generation() (uint32, error) {
-	replies, err := k.socket.Execute(netlink.Message{
-		Header: netlink.Header{Type: messageType(unix.NFT_MSG_GETGEN), Flags: netlink.Request},
-		Data:   nfgenmsg(unix.NFPROTO_UNSPEC, 0),
-	})
+	replies, err := k.socket.Execute(askGeneration())
 	if err != nil {
 		return 0, err
 	}
@@ -420,4 +462,11 @@ func (k *kernel) generation() (uint32, error) {
 		}
 	}
 	return 0, errNoAnswer
+}
+
+func askGeneration() netlink.Message {
+	return netlink.Message{
+		Header: netlink.Header{Type: messageType(unix.NFT_MSG_GETGEN), Flags: netlink.Request},
+		Data:   nfgenmsg(unix.NFPROTO_UNSPEC, 0),
+	}
 }
