@@ -196,7 +196,11 @@ func TestFirewalls(t *testing.T) {
 	for _, w := range walls() {
 		for _, backend := range []string{"nftables", "iptables"} {
 			t.Run(w.name+"/"+backend, func(t *testing.T) {
-				lab := newWalled(t, options{backend: backend, plugin: byHint})
+				o := options{backend: backend, plugin: byHint}
+				if backend == "nftables" {
+					o.plugin = append([]string{"--accounting"}, byHint...)
+				}
+				lab := newWalled(t, o)
 				w.start(lab)
 				lab.startEngine()
 				lab.startPlugin()
