@@ -22,7 +22,10 @@ func (d *Driver) Restore() error {
 		d.log.WithField("kept", aside).Error("the state file was damaged; a new one begins")
 		errs = append(errs, d.rebuild())
 	}
-	_, err := d.syncUplinks()
+	// The barrier is there before anything that it stands before.
+	_, err := d.syncBarrier()
+	errs = append(errs, err)
+	_, err = d.syncUplinks()
 	if d.cluster != nil {
 		unserved, err := d.loseUnserved()
 		errs = append(errs, err)
@@ -136,6 +139,7 @@ func (r *repair) run() {
 	}
 	r.removals()
 	r.orphans()
+	r.barrier()
 	ok := r.rules()
 	r.guard()
 	if !ok {
