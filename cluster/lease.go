@@ -154,6 +154,9 @@ func (m *Member) renewals(ctx context.Context) error {
 
 // renew renews a lease, which is this host's from then on, or returns errEnded.
 func (m *Member) renew(ctx context.Context, lease clientv3.LeaseID) error {
+	m.mu.Lock()
+	latest := m.mirror.latest
+	m.mu.Unlock()
 	var ttl time.Duration
 	var sent time.Time
 	err := m.door.ask(ctx, func(ctx context.Context, c *clientv3.Client) error {
@@ -161,6 +164,7 @@ func (m *Member) renew(ctx context.Context, lease clientv3.LeaseID) error {
 		response, err := c.KeepAliveOnce(ctx, lease)
 		if err == nil {
 			ttl = time.Duration(response.TTL) * time.Second
+			m.compareHistory(response.Revision, latest)
 		}
 		return err
 	})

@@ -80,17 +80,18 @@ func (m *Member) Commit(read map[string]int64, writes []store.Write) error {
 	default:
 		m.learn(func(mirror *mirror) []string { return mirror.apply(m.found(t, response)...) })
 	}
+	m.compareHistory(response.Header.Revision, t.latest)
 	if !made {
-		m.compareHistory(response.Header.Revision, t.seen)
 		return store.ErrStale
 	}
 	return nil
 }
 
 // compareHistory has the ledger be read anew if it is at an earlier revision than
-// had been seen of it when it was asked: somebody has put back a backup.
-func (m *Member) compareHistory(revision, seen int64) {
-	if revision < seen {
+// the latest of which anything was known when it was asked: somebody has put back a
+// backup. An endpoint that is behind the others can look so; it does no harm.
+func (m *Member) compareHistory(revision, latest int64) {
+	if revision < latest {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.restart(errors.New("etcd is one of the past"))
@@ -107,8 +108,8 @@ type transaction struct {
 	// lease is that of this host, on is that of each write.
 	lease clientv3.LeaseID
 	on    []clientv3.LeaseID
-	// seen is the revision that this host had seen before.
-	seen int64
+	// latest is the last revision of which this host knew anything before.
+	latest int64
 }
 
 // plan makes a transaction. An error says that it can't be tried.
@@ -118,7 +119,7 @@ func (m *Member) plan(read map[string]int64, writes []store.Write) (*transaction
 	if !m.fence.Proven(time.Now()) {
 		return nil, m.apart(m.trouble)
 	}
-	t := &transaction{writes: writes, lease: m.lease, seen: m.mirror.seen, on: make([]clientv3.LeaseID, len(writes))}
+	t := &transaction{writes: writes, lease: m.lease, latest: m.mirror.latest, on: make([]clientv3.LeaseID, len(writes))}
 	look := map[string]bool{}
 	for key, version := range read {
 		t.compares = append(t.compares, clientv3.Compare(clientv3.ModRevision(m.config.Prefix+key), "=", version))

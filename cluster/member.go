@@ -187,6 +187,10 @@ func (m *Member) session(ctx context.Context) error {
 	if err := m.join(ctx); err != nil {
 		return err
 	}
+	select {
+	case <-m.anew: // it is about to be
+	default:
+	}
 	revision, err := m.load(ctx)
 	if err != nil {
 		return err
@@ -239,6 +243,9 @@ func (m *Member) session(ctx context.Context) error {
 
 // load reads the whole ledger, and returns the revision that it has read.
 func (m *Member) load(ctx context.Context) (revision int64, err error) {
+	m.mu.Lock()
+	latest := m.mirror.latest
+	m.mu.Unlock()
 	var all []change
 	err = m.door.ask(ctx, func(ctx context.Context, c *clientv3.Client) error {
 		response, err := c.Get(ctx, m.config.Prefix, clientv3.WithPrefix())
@@ -254,7 +261,7 @@ func (m *Member) load(ctx context.Context) (revision int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the ledger: %w", err)
 	}
-	m.learn(func(mirror *mirror) []string { return mirror.reload(revision, all) })
+	m.learn(func(mirror *mirror) []string { return mirror.reload(latest, revision, all) })
 	return revision, nil
 }
 

@@ -16,8 +16,9 @@ type mirror struct {
 	// gone are deletions that the watch has not come to yet, by their
 	// revision: something older that is told later must not bring them back.
 	gone map[string]int64
-	// seen is the revision up to which everything is known.
-	seen int64
+	// seen is the revision up to which everything is known, latest the last one
+	// of which anything is.
+	seen, latest int64
 }
 
 // An entry is a value and the revision at which it became that.
@@ -37,6 +38,7 @@ type change struct {
 // apply takes in changes, in any order, and returns the keys that are different now.
 func (m *mirror) apply(changes ...change) (changed []string) {
 	for _, c := range changes {
+		m.latest = max(m.latest, c.version)
 		had, known := m.entries[c.key]
 		if c.version <= m.seen || c.version <= had.version || c.version <= m.gone[c.key] {
 			continue
@@ -74,19 +76,20 @@ func (m *mirror) watched(revision int64, changes ...change) (changed []string) {
 }
 
 func (m *mirror) advance(revision int64) {
-	m.seen = max(m.seen, revision)
+	m.seen, m.latest = max(m.seen, revision), max(m.latest, revision)
 	maps.DeleteFunc(m.gone, func(_ string, version int64) bool { return version <= m.seen })
 }
 
 // reload takes in everything that there was at a revision. Of what was known, only
 // what is later than that stays; and not even that, if the ledger is one of the
-// past, from a backup.
-func (m *mirror) reload(revision int64, all []change) (changed []string) {
+// past, from a backup: then it is at an earlier revision than the latest that was
+// known before it was read.
+func (m *mirror) reload(latest, revision int64, all []change) (changed []string) {
 	before := m.entries
 	m.entries = make(map[string]entry, len(all))
-	restored := revision < m.seen
+	restored := revision < latest
 	if restored {
-		m.seen, m.gone = 0, nil
+		m.seen, m.latest, m.gone = 0, 0, nil
 	}
 	for _, c := range all {
 		if c.version > m.gone[c.key] {

@@ -29,7 +29,11 @@ func TestMirror(t *testing.T) {
 		want    string
 	}
 	load := func(revision int64, all ...change) func(*mirror) []string {
-		return func(m *mirror) []string { return m.reload(revision, all) }
+		return func(m *mirror) []string { return m.reload(m.latest, revision, all) }
+	}
+	// meanwhile is load while own requests were answered.
+	meanwhile := func(revision int64, all ...change) func(*mirror) []string {
+		return func(m *mirror) []string { return m.reload(revision, revision, all) }
 	}
 	watch := func(revision int64, changes ...change) func(*mirror) []string {
 		return func(m *mirror) []string { return m.watched(revision, changes...) }
@@ -60,7 +64,7 @@ func TestMirror(t *testing.T) {
 		"a reading keeps what is later": {
 			{load(5, put("a", "1", 3), put("b", "1", 4)), "a b", "a=1@3 b=1@4"},
 			{answer(put("c", "1", 8), gone("b", 9)), "c b", "a=1@3 c=1@8"},
-			{load(7, put("b", "1", 4), put("d", "1", 7)), "a d", "c=1@8 d=1@7"},
+			{meanwhile(7, put("b", "1", 4), put("d", "1", 7)), "a d", "c=1@8 d=1@7"},
 			{load(9, put("c", "1", 8), put("d", "1", 7)), "", "c=1@8 d=1@7"},
 		},
 		"a backup was put back": {
@@ -68,6 +72,12 @@ func TestMirror(t *testing.T) {
 			{answer(put("b", "2", 51)), "b", "b=2@51 a=1@40"},
 			{load(30, put("a", "0", 20)), "a b", "a=0@20"},
 			{watch(31, put("b", "3", 31)), "b", "a=0@20 b=3@31"},
+		},
+		"a backup was put back before the watch came to what is gone": {
+			{load(4, put("a", "1", 4)), "a", "a=1@4"},
+			{answer(put("a", "2", 9), gone("b", 10)), "a", "a=2@9"},
+			{load(4, put("a", "1", 4)), "a", "a=1@4"},
+			{watch(5, put("b", "1", 5)), "b", "a=1@4 b=1@5"},
 		},
 		"an empty value is one": {
 			{load(5), "", ""},
@@ -134,7 +144,7 @@ func FuzzMirror(f *testing.F) {
 			case 4: // it is read anew
 				if r.IntN(8) == 0 {
 					at := max(m.seen, revision-r.Int64N(3))
-					m.reload(at, listed(now(at)))
+					m.reload(at, at, listed(now(at)))
 				}
 			}
 			for _, key := range m.keys("") {

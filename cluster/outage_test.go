@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -180,5 +181,40 @@ func TestStartApart(t *testing.T) {
 	})
 	if _, apart := namesake.Apart(); !apart {
 		t.Error("a namesake isn't apart")
+	}
+}
+
+// TestBackup: etcd is put back to what it was some time ago, while hosts run.
+func TestBackup(t *testing.T) {
+	nodes := etcdtest.Start(t, etcdtest.Local(1)...)
+	one, _ := join(t, config(t, nodes, "docker1"))
+	heard := &follower{}
+	one.Follow(heard)
+	if err := claim(one, key, own); err != nil {
+		t.Fatal(err)
+	}
+	backup := filepath.Join(t.TempDir(), "backup")
+	nodes[0].Save(backup)
+	if err := claim(one, key, `{"host":"docker1","endpoint":"e2"}`); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		if err := claim(one, fmt.Sprint("claims/198.51.100.", i), own); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nodes[0].Kill()
+	nodes[0].PutBack(backup)
+	joined := heard.count()
+	nodes[0].Start()
+	nodes[0].Await()
+	eventually(t, "what is so again is known", func() bool {
+		return has(one, key, own) && has(one, "claims/198.51.100.1", "") && heard.count() > joined
+	})
+	if err := claim(one, "claims/198.51.100.1", own); err != nil {
+		t.Errorf("what was claimed since: %v", err)
+	}
+	if _, apart := one.Apart(); apart {
+		t.Error("it is apart")
 	}
 }

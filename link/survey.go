@@ -105,7 +105,7 @@ func (h *Host) listLinks() (map[int]listed, error) {
 				l.master = int(binary.NativeEndian.Uint32(value))
 			case unix.IFLA_ADDRESS:
 				if msg.Type == unix.ARPHRD_ETHER {
-					l.mac = bytes.Clone(value)
+					l.mac = bytes.Clone(value[:min(len(value), 6)]) // the rest is padding
 				}
 			case unix.IFLA_MTU:
 				l.mtu = int(binary.NativeEndian.Uint32(value))

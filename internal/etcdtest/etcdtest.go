@@ -63,6 +63,8 @@ type Node struct {
 	t        testing.TB
 	place    Place
 	program  string
+	data     string   // its folder
+	self     []string // what it is in its cluster, as arguments
 	args     []string
 	tls      bool
 	cmd      *exec.Cmd
@@ -99,12 +101,14 @@ func StartTLS(t testing.TB, files TLS, places ...Place) Nodes {
 	}
 	for i, n := range nodes {
 		url := scheme + "://" + n.Endpoint
-		n.args = []string{
-			"--name", fmt.Sprintf("etcd%d", i), "--data-dir", filepath.Join(t.TempDir(), "etcd"),
-			"--listen-client-urls", url, "--advertise-client-urls", url,
-			"--listen-peer-urls", peers[i], "--initial-advertise-peer-urls", peers[i],
-			"--initial-cluster", strings.Join(cluster, ","), "--logger", "zap", "--log-level", "warn",
+		n.data = filepath.Join(t.TempDir(), "etcd")
+		n.self = []string{
+			"--name", fmt.Sprintf("etcd%d", i), "--initial-advertise-peer-urls", peers[i],
+			"--initial-cluster", strings.Join(cluster, ","), "--data-dir", n.data,
 		}
+		n.args = append([]string{
+			"--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peers[i], "--logger", "zap", "--log-level", "warn",
+		}, n.self...)
 		if files.Cert != "" {
 			n.args = append(n.args, "--cert-file", files.Cert, "--key-file", files.Key)
 		}
@@ -170,8 +174,8 @@ func (ns Nodes) URL() string {
 	return "etcd://" + strings.Join(list, ",")
 }
 
-// Ctl runs etcdctl on the node, as root of etcd if that has users, and returns
-// what it prints.
+// Ctl runs etcdctl on the node, which must not want to see a certificate, and
+// returns what it prints.
 func (n *Node) Ctl(args ...string) string {
 	n.t.Helper()
 	args = append([]string{find(n.t, "etcdctl"), "--endpoints", "http://" + n.Endpoint}, args...)
@@ -261,6 +265,21 @@ func (n *Node) Kill() {
 func (n *Node) Start() {
 	n.t.Helper()
 	n.begin()
+}
+
+// Save writes a backup of what the node has.
+func (n *Node) Save(file string) {
+	n.t.Helper()
+	n.Ctl("snapshot", "save", file)
+}
+
+// PutBack gives a node that was killed what a backup has.
+func (n *Node) PutBack(file string) {
+	n.t.Helper()
+	if err := os.RemoveAll(n.data); err != nil {
+		n.t.Fatal(err)
+	}
+	n.Ctl(append([]string{"snapshot", "restore", file}, n.self...)...)
 }
 
 // Stop has the node hang: the kernel accepts connections for it, and nothing is
