@@ -175,17 +175,17 @@ func TestCluster(t *testing.T) {
 	})
 
 	t.Run("move to another host", func(t *testing.T) {
-		one.run("mail1", "--network", "name=web,driver-opt=extip.address=none")
+		one.run("mail4", "--network", "name=web,driver-opt=extip.address=none")
 		a := s.external("docker3", "mail3")
 		visitor := s.visit(t, a)
 		visitor.await(t, "mail3", time.Now())
 		began := time.Now()
-		report := three.extip("move", a.String(), "docker1/mail1")
-		t.Logf("answers from there %s after the command's start", visitor.await(t, "mail1", began).Round(10*time.Millisecond))
+		report := three.extip("move", a.String(), "docker1/mail4")
+		t.Logf("answers from there %s after the command's start", visitor.await(t, "mail4", began).Round(10*time.Millisecond))
 		if !strings.Contains(report, "nobody's for") {
 			t.Errorf("the report:\n%s", report)
 		}
-		if got := s.external("docker1", "mail1"); got != a {
+		if got := s.external("docker1", "mail4"); got != a {
 			t.Errorf("there it has %s", got)
 		}
 		if got := s.state("docker3", a); got != "" {
@@ -194,9 +194,9 @@ func TestCluster(t *testing.T) {
 	})
 
 	t.Run("no etcd", func(t *testing.T) {
-		a := s.external("docker1", "mail1")
+		a := s.external("docker1", "mail4")
 		visitor := s.visit(t, a)
-		visitor.await(t, "mail1", time.Now())
+		visitor.await(t, "mail4", time.Now())
 		began := time.Now()
 		for _, n := range s.etcd {
 			n.Stop()
@@ -222,7 +222,7 @@ func TestCluster(t *testing.T) {
 			return err == nil
 		})
 		t.Logf("claims go on %s after etcd is back", time.Since(back).Round(10*time.Millisecond))
-		failed, all := visitor.failures("mail1", began)
+		failed, all := visitor.failures("mail4", began)
 		t.Logf("of %d connections in and after %s without etcd, %d failed", all, back.Sub(began).Round(time.Second), failed)
 		if failed > 0 || all == 0 {
 			t.Error("traffic depends on etcd")
