@@ -36,7 +36,7 @@ test: ## unit tests, and those with the kernel in private namespaces
 
 # What tries both backends itself, or has nothing to do with them.
 ONCE = TestSwarm|TestCompose|TestCompatibility|TestManaged|TestPackage|TestRelease|TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch
-ONCE := $(ONCE)|TestIPv6|TestTwoUplinks|TestFilters|TestDoctor|TestAdopt|TestAttacks|TestNeverTheHost|TestClaim|TestOneAnswers|TestDefaultParent|TestReservation
+ONCE := $(ONCE)|TestFirewalls|TestIPv6|TestTwoUplinks|TestFilters|TestDoctor|TestAdopt|TestAttacks|TestNeverTheHost|TestClaim|TestOneAnswers|TestDefaultParent|TestReservation
 ONCE := $(ONCE)|TestParentComesLate|TestForeignOwner|TestLateOwner|TestTakeOver|TestForwardPolicy|TestWire|TestSecondPlugin|TestPool|TestTwoNetworks|TestAttachToNone|TestRouted$$
 # -count=1, as go does not know that the tests run the program.
 e2e: ## the whole thing with a real engine, with each backend; as root

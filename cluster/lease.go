@@ -44,8 +44,7 @@ func (e *NameError) Error() string {
 // it alive: with the lease that it has, or that it had before its program
 // started, or with a new one.
 func (m *Member) join(ctx context.Context) error {
-	// It is lost to whoever is faster, at most once: who has this name then is
-	// another host, or lives no more.
+	// Between two steps a lease may end, or another host begin to live.
 	for range 3 {
 		current, version, err := m.life(ctx)
 		if err != nil {

@@ -104,7 +104,8 @@ func Open(c Config) (*Member, error) {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
 	m := &Member{
-		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), trouble: errSilent, anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
+		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), trouble: errSilent,
+		anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
 		offers: map[netip.Addr]int64{}, asked: map[string]chan answer{}, answered: map[string]string{},
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
@@ -188,7 +189,7 @@ func (m *Member) session(ctx context.Context) error {
 		return err
 	}
 	select {
-	case <-m.anew: // it is about to be
+	case <-m.anew: // that is what this is
 	default:
 	}
 	revision, err := m.load(ctx)
@@ -277,7 +278,8 @@ func (m *Member) learn(fn func(*mirror) []string) {
 	for _, key := range changed {
 		switch kind, rest, _ := strings.Cut(key, "/"); kind + "/" {
 		case alivePrefix:
-			if rest == m.config.Host && m.mirror.get(key).version == 0 {
+			var l life
+			if m.decode(key, &l); rest == m.config.Host && l.lease() != m.lease {
 				m.ended(m.lease)
 			}
 		case hostsPrefix:

@@ -318,7 +318,11 @@ func TestDeadHost(t *testing.T) {
 	two.member.awaited = awaited
 	started := make(chan error, 1)
 	go func() { started <- two.run(ep2, "172.31.0.2/16", "extip.reservation", "web") }()
-	<-awaited
+	select {
+	case <-awaited:
+	case err := <-started:
+		t.Fatalf("it is not waited for: %v", err)
+	}
 	// Nothing waits for that, not even who needs the network alone.
 	if err := errors.Join(two.run(epID, "172.31.0.3/16"), two.rm(epID)); err != nil {
 		t.Error(err)

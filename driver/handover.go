@@ -44,9 +44,7 @@ func (d *Driver) moveToHost(ctx context.Context, a netip.Addr, host, container s
 	}
 	defer d.cluster.Withdraw(a)
 	r := newReport()
-	claim := store.Claim{
-		Host: host, Endpoint: to.Endpoint, Network: to.Network, Container: to.Container, Reservation: to.Reservation, From: d.cluster.Host(),
-	}
+	claim := store.Claim{Host: host, Endpoint: to.Endpoint, Network: to.Network, Container: to.Container, Reservation: to.Reservation}
 	var on store.Network
 	var began time.Time
 	err = d.withRunning(from, func(n *network, e *endpoint) error {
@@ -66,7 +64,6 @@ func (d *Driver) moveToHost(ctx context.Context, a netip.Addr, host, container s
 			return nil
 		}
 		on, began = n.rec, time.Now()
-		claim.Since = began.UTC()
 		return d.handOverTo(n, e, a, claim)
 	})
 	if err != nil {

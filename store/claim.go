@@ -177,7 +177,8 @@ func claim(tx *transaction, e *Endpoint, a netip.Addr) error {
 	return tx.setOwner(a, *e)
 }
 
-// owner is who has an address, nil if nobody.
+// owner is who has an address, nil if nobody. What nobody has is claimed by nobody
+// from then on.
 func (tx *transaction) owner(a netip.Addr) (*TakenError, error) {
 	id := string(tx.read(claimsBucket, a.String()))
 	c, ok, err := tx.claimed(a)
@@ -188,8 +189,10 @@ func (tx *transaction) owner(a netip.Addr) (*TakenError, error) {
 		return &TakenError{Address: a, Owner: c.owner(), Host: c.Host}, nil
 	case id == "" && ok && tx.isGiven(c):
 		id = c.Endpoint // which is about to record it
+	case id == "" && ok:
+		return nil, tx.unclaim(a) // it is left from a write that got no answer
 	case id == "":
-		return nil, nil // or it is left from a write that got no answer
+		return nil, nil
 	}
 	taken := &TakenError{Address: a}
 	return taken, tx.get(endpointsBucket, id, &taken.Owner)

@@ -150,6 +150,12 @@ func (tx *transaction) dropClaim(id string, a netip.Addr) error {
 	if err != nil || !ok || c.Host != tx.plan.host || c.Endpoint != id {
 		return err
 	}
+	return tx.unclaim(a)
+}
+
+// unclaim drops whatever the ledger says of who has an address.
+func (tx *transaction) unclaim(a netip.Addr) error {
+	tx.touched = append(tx.touched, a)
 	return tx.view.set(Write{Key: claimsPrefix + a.String()})
 }
 

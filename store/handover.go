@@ -1,7 +1,6 @@
 package store
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -56,9 +55,10 @@ func (s *Store) HandOver(e Endpoint, a netip.Addr, to Claim) error {
 }
 
 // TakeOver records an endpoint as it is given, which is with an address that
-// HandOver gave to it, as Given says. It returns a *TakenError if the address is no
-// longer, or not only, the endpoint's. While the ledger gives no answer, what is
-// known of it has to do.
+// HandOver gave to it, as Given says. It returns a *TakenError or *ReservedError if the
+// address is no longer, or not only, the endpoint's. While the ledger gives no answer, what is
+// known of it has to do. It is recorded first, and then the ledger says no longer
+// that it was handed over: a crash in between is for Reclaim.
 func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
 	if s.ledger == nil {
 		return errNotShared
@@ -79,16 +79,21 @@ func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
 		if id := string(tx.read(claimsBucket, a.String())); id != "" && id != e.ID {
 			return tx.takenBy(a, Claim{Host: tx.plan.host, Endpoint: id})
 		}
-		tx.plan.confirm, tx.plan.anyway = true, true
+		if name := tx.keeper(a); name != "" && name != e.Reservation {
+			return &ReservedError{Address: a, Name: name}
+		}
 		tx.touched = append(tx.touched, a)
-		return errors.Join(tx.write(claimsBucket, a.String(), []byte(e.ID)), tx.put(endpointsBucket, e.ID, e))
+		if err := tx.write(claimsBucket, a.String(), []byte(e.ID)); err != nil {
+			return err
+		}
+		return tx.put(endpointsBucket, e.ID, e)
 	})
 	if err != nil {
 		return err
 	}
-	// Only now it is no longer given; if that fails, Reclaim does it.
-	_ = s.update(fmt.Sprintf("note that %s is taken over", a), func(tx *transaction) error {
-		_, err := s.reclaim(tx, a)
+	// Reclaim does it otherwise.
+	_ = s.update("have taken over", func(tx *transaction) error {
+		_, err := s.reclaim(tx, a, false)
 		return err
 	})
 	return nil
@@ -125,11 +130,11 @@ func (s *Store) Given() (map[netip.Addr]Claim, error) {
 }
 
 // isGiven tells whether a claim of this host was handed over, to an endpoint that
-// is still there.
+// is still there, and with the reservation that it was then.
 func (tx *transaction) isGiven(c Claim) bool {
 	if c.From == "" {
 		return false
 	}
 	e := Endpoint{State: Retired}
-	return tx.get(endpointsBucket, c.Endpoint, &e) == nil && e.State != Retired
+	return tx.get(endpointsBucket, c.Endpoint, &e) == nil && e.State != Retired && e.Reservation == c.Reservation
 }

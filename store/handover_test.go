@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -71,8 +72,11 @@ func (h *host) takeOver() error {
 	for a, c := range given {
 		for i, e := range endpoints {
 			if e.ID == c.Endpoint {
-				endpoints[i].External = append(e.External, a)
-				err = errors.Join(err, h.TakeOver(endpoints[i], a))
+				e.External = append(slices.Clone(e.External), a)
+				failed := h.TakeOver(e, a)
+				if err = errors.Join(err, failed); failed == nil {
+					endpoints[i] = e
+				}
 			}
 		}
 	}

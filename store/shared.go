@@ -45,9 +45,8 @@ type plan struct {
 	touched []netip.Addr
 	// waits: what is under way decides.
 	waits bool
-	// confirm: the ledger has to agree though nothing is written; anyway: the
-	// file is written though the ledger gives no answer.
-	confirm, anyway bool
+	// confirm: the ledger has to agree though nothing is written.
+	confirm bool
 	// refusal is why nothing is written.
 	refusal error
 }
@@ -148,7 +147,7 @@ func (tx *transaction) isUnder(a netip.Addr) bool {
 // carryOut asks the ledger, and then writes the file.
 func (s *Store) carryOut(what string, p *plan) error {
 	defer s.end(p)
-	if err := p.commit(); err != nil && !(errors.Is(err, ErrApart) && (p.anyway || p.givesUp())) {
+	if err := p.commit(); err != nil && !(errors.Is(err, ErrApart) && !p.confirm && p.givesUp()) {
 		return err
 	}
 	if p.refusal != nil || len(p.changes) == 0 {
