@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/extip/extip/admin/cli"
+	"github.com/extip/extip/cluster"
 )
 
 // config is what extip serve is told by flags and environment.
@@ -29,6 +30,11 @@ type config struct {
 	reconcileInterval   time.Duration
 	announceInterval    time.Duration
 	logLevel, logFormat string
+
+	cluster, clusterHost               string
+	clusterTTL                         time.Duration
+	clusterCA, clusterCert, clusterKey string
+	clusterUser, clusterPasswordFile   string
 }
 
 func serveCommand() *cobra.Command {
@@ -51,6 +57,9 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 			if c.announceInterval < 0 {
 				return fmt.Errorf("--announce-interval=%s: it can't be less than 0, which is never", c.announceInterval)
 			}
+			if c.clusterTTL < cluster.MinTTL || c.clusterTTL > cluster.MaxTTL || c.clusterTTL%time.Second != 0 {
+				return fmt.Errorf("--cluster-ttl=%s: whole seconds from %s to %s", c.clusterTTL, cluster.MinTTL, cluster.MaxTTL)
+			}
 			return serve(cmd.Context(), c)
 		},
 	}
@@ -68,6 +77,14 @@ underscores: EXTIP_LOG_LEVEL=debug. A flag wins over its twin.`,
 	f.BoolVar(&c.accounting, "accounting", false, "count packets and bytes of each address, which costs each packet; nftables only")
 	f.DurationVar(&c.reconcileInterval, "reconcile-interval", 30*time.Second, "how often the kernel is compared with the records when nothing hints at a difference")
 	f.DurationVar(&c.announceInterval, "announce-interval", 0, "how often all external addresses are announced again, for switches that forget; 0: never")
+	f.StringVar(&c.cluster, "cluster", "", "etcd that hosts share their addresses by, as etcd://HOST[:PORT],…[/PREFIX]; empty: none")
+	f.StringVar(&c.clusterHost, "cluster-host", "", "this host's name among them (default: its hostname)")
+	f.DurationVar(&c.clusterTTL, "cluster-ttl", cluster.DefaultTTL, "how long a host's addresses stay its own after it is dead; from 3s to 5m")
+	f.StringVar(&c.clusterCA, "cluster-ca", "", "file with the certificates by which etcd's is trusted (default: the system's)")
+	f.StringVar(&c.clusterCert, "cluster-cert", "", "file with this host's certificate for etcd")
+	f.StringVar(&c.clusterKey, "cluster-key", "", "file with its key")
+	f.StringVar(&c.clusterUser, "cluster-user", "", "name of a user of etcd")
+	f.StringVar(&c.clusterPasswordFile, "cluster-password-file", "", "file with that user's password")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warning or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	return cmd

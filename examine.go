@@ -68,8 +68,11 @@ func (o operated) subject() doctor.Subject {
 		}
 		network := v.Network[:min(len(v.Network), 12)]
 		s.Addresses = append(s.Addresses, doctor.Address{
-			Mapping: m, Network: network, Port: v.Port, Container: v.Container, Withheld: strings.TrimPrefix(v.Reason, "it "),
+			Mapping: m, Network: network, Port: v.Port, Container: v.Container, Withheld: strings.TrimPrefix(v.Reason, "it "), HeldBy: v.HeldBy,
 		})
+	}
+	if standing := o.Standing(); standing != nil {
+		s.Cluster = &doctor.Cluster{ApartSince: standing.ApartSince}
 	}
 	return s
 }

@@ -13,27 +13,30 @@ const module = "github.com/extip/extip"
 // leaves know nothing of each other, so each can be read, tested and replaced
 // alone; what joins them is above them.
 var mayImport = map[string][]string{
-	"":                   {"*"}, // main
-	"admin":              {"doctor", "driver", "store"},
-	"admin/cli":          {"admin", "doctor", "driver", "export"},
-	"adopt":              {"link", "nat", "nat/iptables"},
-	"announce":           {},
-	"doctor":             {"link", "nat", "nat/iptables", "nat/nftables"},
-	"driver":             {"announce", "link", "nat", "pool", "store"},
-	"e2e/probe":          {},
-	"export":             {"nat", "nat/iptables", "nat/nftables"},
-	"internal/admintest": {"doctor", "driver", "nat", "store"},
-	"internal/hosttest":  {"announce", "link", "nat"},
-	"internal/natlab":    {"internal/nettest", "nat"},
-	"internal/nattest":   {"internal/nettest", "nat"},
-	"internal/nettest":   {},
-	"link":               {},
-	"nat":                {},
-	"nat/firewalld":      {},
-	"nat/iptables":       {"nat"},
-	"nat/nftables":       {"nat"},
-	"pool":               {},
-	"store":              {"pool"},
+	"":                    {"*"}, // main
+	"admin":               {"doctor", "driver", "store"},
+	"admin/cli":           {"admin", "doctor", "driver", "export"},
+	"adopt":               {"link", "nat", "nat/iptables"},
+	"announce":            {},
+	"cluster":             {"store"},
+	"doctor":              {"link", "nat", "nat/iptables", "nat/nftables"},
+	"driver":              {"announce", "link", "nat", "pool", "store"},
+	"e2e/probe":           {},
+	"export":              {"nat", "nat/iptables", "nat/nftables"},
+	"internal/admintest":  {"doctor", "driver", "nat", "store"},
+	"internal/etcdtest":   {"internal/nettest"},
+	"internal/hosttest":   {"announce", "link", "nat"},
+	"internal/ledgertest": {"pool", "store"},
+	"internal/natlab":     {"internal/nettest", "nat"},
+	"internal/nattest":    {"internal/nettest", "nat"},
+	"internal/nettest":    {},
+	"link":                {},
+	"nat":                 {},
+	"nat/firewalld":       {},
+	"nat/iptables":        {"nat"},
+	"nat/nftables":        {"nat"},
+	"pool":                {},
+	"store":               {"pool"},
 }
 
 // doors says which packages may use a library of others. Each subsystem of
@@ -52,6 +55,9 @@ var doors = map[string][]string{
 	"github.com/spf13":                     {"", "admin/cli"},
 	"github.com/vishvananda/netlink":       {"link"},
 	"go.etcd.io/bbolt":                     {"store"},
+	"go.etcd.io/etcd":                      {"cluster"},
+	"go.uber.org/zap":                      {"cluster"},
+	"google.golang.org/grpc":               {"cluster"},
 }
 
 func TestLayout(t *testing.T) {

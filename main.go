@@ -18,7 +18,6 @@ import (
 	"github.com/extip/extip/admin/cli"
 	"github.com/extip/extip/driver"
 	"github.com/extip/extip/pool"
-	"github.com/extip/extip/store"
 )
 
 // version is set by the build, from git.
@@ -52,11 +51,11 @@ func serve(ctx context.Context, c config) (rerr error) {
 	}
 	// The store's lock comes first: it tells a second plugin apart from a
 	// left-over socket.
-	records, err := store.Open(c.state)
+	records, member, err := openRecords(c, log)
 	if err != nil {
 		return err
 	}
-	defer func() { rerr = errors.Join(rerr, records.Close()) }()
+	defer func() { rerr = errors.Join(rerr, closeRecords(records, member)) }()
 	kernel, err := open(c, log)
 	if err != nil {
 		return err
@@ -77,16 +76,19 @@ func serve(ctx context.Context, c config) (rerr error) {
 	if err != nil {
 		return err
 	}
+	membership := share(member, kernel, d)
 	// Watched from before Restore, so that nothing is missed.
 	watchers, err := kernel.watch(d)
 	if err != nil {
 		return err
 	}
+	group, ctx := errgroup.WithContext(ctx)
+	// A lease goes on however long Restore takes.
+	group.Go(func() error { return membership(ctx) })
 	if err := d.Restore(); err != nil {
 		log.WithError(err).Error("not everything could be restored")
 	}
 	debug.FreeOSMemory() // what the start needed, nothing needs again
-	group, ctx := errgroup.WithContext(ctx)
 	for _, s := range sockets {
 		log.WithFields(logrus.Fields{"version": version, "socket": s.Addr(), "backend": kernel.backend}).Info("serving")
 		group.Go(func() error { return guard.Serve(ctx, s) })
@@ -98,6 +100,7 @@ func serve(ctx context.Context, c config) (rerr error) {
 		group.Go(func() error { return run(ctx) })
 	}
 	group.Go(func() error { return d.Tend(ctx) })
+	group.Go(func() error { return d.FollowLedger(ctx) })
 	group.Go(func() error { return onHangup(ctx, func() { d.Hint("SIGHUP") }) })
 	if c.engineSocket != "" {
 		group.Go(func() error { return d.Audit(ctx, driver.NewEngineSocket(c.engineSocket)) })

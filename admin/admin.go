@@ -23,6 +23,8 @@ type Looker interface {
 	Counted() ([]driver.Address, error)
 	NetworkInfos() []driver.NetworkInfo
 	Reservations() ([]store.Reservation, error)
+	// Members are the hosts that share addresses, none if they aren't shared.
+	Members() ([]driver.Member, error)
 	// Check lists in what the kernel differs from the records.
 	Check() ([]string, error)
 	// Events are those from now on, until the returned function is called. A
@@ -84,7 +86,7 @@ type Reservation struct {
 	Created   time.Time    `json:"created"`
 }
 
-// Addresses, Networks, Reservations and Differences are answers.
+// Addresses, Networks, Reservations, Hosts and so on are answers.
 type (
 	Addresses struct {
 		Addresses []driver.Address `json:"addresses"`
@@ -94,6 +96,9 @@ type (
 	}
 	Reservations struct {
 		Reservations []Reservation `json:"reservations"`
+	}
+	Hosts struct {
+		Hosts []driver.Member `json:"hosts"`
 	}
 	Findings struct {
 		Findings []doctor.Finding `json:"findings"`
@@ -124,7 +129,8 @@ type DetachRequest struct {
 	DryRun  bool       `json:"dry_run,omitempty"`
 }
 
-// MoveRequest asks that an address go to another endpoint. With Drain the
+// MoveRequest asks that an address go to another endpoint, or as HOST/CONTAINER to
+// a container of another host of the cluster. With Drain the
 // flows that there are stay with the endpoint of before until they end.
 type MoveRequest struct {
 	Address  netip.Addr `json:"address"`

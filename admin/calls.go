@@ -54,6 +54,13 @@ func calls() []call {
 			}
 			return answer, err
 		}),
+		look("hosts", func(s *Server) (Hosts, error) {
+			members, err := s.plugin.Members()
+			for i, m := range members {
+				members[i].MACs = list(m.MACs)
+			}
+			return Hosts{list(members)}, err
+		}),
 		look("check", func(s *Server) (Differences, error) {
 			lines, err := s.plugin.Check()
 			return Differences{list(lines)}, err

@@ -59,6 +59,13 @@ func (c *Client) Reservations(ctx context.Context) ([]Reservation, error) {
 	return r.Reservations, err
 }
 
+// Hosts asks for the hosts that share addresses.
+func (c *Client) Hosts(ctx context.Context) ([]driver.Member, error) {
+	var h Hosts
+	err := c.look(ctx, "hosts", &h)
+	return h.Hosts, err
+}
+
 // Check asks in what the kernel differs from the records.
 func (c *Client) Check(ctx context.Context) ([]string, error) {
 	var d Differences

@@ -42,9 +42,10 @@ type Metrics struct {
 	calls, reconciles  *prometheus.HistogramVec
 	repairs, conflicts *prometheus.CounterVec
 	announcements      prometheus.Counter
+	lost, takeovers    prometheus.Counter
 
-	addresses, size, free, reservations *prometheus.Desc
-	counted                             counted
+	addresses, size, free, reservations, apart *prometheus.Desc
+	counted                                    counted
 
 	mu          sync.Mutex
 	conflicting map[netip.Addr]bool
@@ -69,11 +70,14 @@ func NewMetrics(p Looker, about About) *Metrics {
 		repairs:       prometheus.NewCounterVec(counter("extip_repairs_total", "What was not as it should be in the kernel, by what made extip look."), []string{"cause"}),
 		conflicts:     prometheus.NewCounterVec(counter("extip_conflicts_total", "How often another host was heard to use an address, by address."), []string{"address"}),
 		announcements: prometheus.NewCounter(counter("extip_announcements_total", "How often neighbours were told where an address is.")),
+		lost:          prometheus.NewCounter(counter("extip_cluster_lost_total", "How often an address was given up because another host had it, or used it while this one couldn't prove its claim.")),
+		takeovers:     prometheus.NewCounter(counter("extip_cluster_takeovers_total", "How often an address was taken over from another host that handed it over, or answered for it without a claim.")),
 		addresses:     desc("extip_addresses", "External addresses that containers have, by network and state.", "network", "state"),
 		size:          desc("extip_pool_size", "Addresses of a network's pool.", "network"),
 		free:          desc("extip_pool_free", "Addresses of a network's pool that are neither claimed nor reserved.", "network"),
 		reservations:  desc("extip_reservations", "Names that keep addresses."),
 		counted:       newCounted(),
+		apart:         desc("extip_cluster_apart", "1 if this host can't reach what it shares its claims by, else 0; without a cluster there is none."),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "extip_build_info", Help: "Always 1; what runs is in the labels.",
@@ -124,6 +128,12 @@ func (m *Metrics) Conflict(a netip.Addr) {
 // Announced implements driver.Observer.
 func (m *Metrics) Announced(netip.Addr) { m.announcements.Inc() }
 
+// Lost implements driver.Observer.
+func (m *Metrics) Lost(netip.Addr) { m.lost.Inc() }
+
+// TakenOver implements driver.Observer.
+func (m *Metrics) TakenOver(netip.Addr) { m.takeovers.Inc() }
+
 func result(err error) string {
 	if err != nil {
 		return "error"
@@ -133,7 +143,7 @@ func result(err error) string {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range append(m.counted.all(), m.addresses, m.size, m.free, m.reservations) {
+	for _, d := range append(m.counted.all(), m.addresses, m.size, m.free, m.reservations, m.apart) {
 		out <- d
 	}
 }
@@ -170,6 +180,24 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 		return
 	}
 	gauge(m.reservations, float64(len(records)))
+	members, err := m.plugin.Members()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(m.apart, err)
+		return
+	}
+	for _, member := range members {
+		switch {
+		case !member.Own:
+		case member.ApartSince.IsZero():
+			gauge(m.apart, 0)
+		default:
+			gauge(m.apart, 1)
+		}
+	}
+	if len(members) > 0 {
+		m.lost.Collect(out)
+		m.takeovers.Collect(out)
+	}
 }
 
 // short is the form of an id that docker's own listings use.

@@ -36,6 +36,9 @@ func busyMetrics(t *testing.T) *Metrics {
 	m.Reconciled("something else", 2*time.Millisecond, 1, errors.New("no"))
 	m.Conflict(netip.MustParseAddr("203.0.113.57"))
 	m.Announced(netip.MustParseAddr("203.0.113.57"))
+	m.Lost(netip.MustParseAddr("203.0.113.57"))
+	m.TakenOver(netip.MustParseAddr("203.0.113.57"))
+	m.TakenOver(netip.MustParseAddr("203.0.113.58"))
 	return m
 }
 
@@ -102,6 +105,9 @@ func TestScrape(t *testing.T) {
 		`extip_address_packets_total{address="203.0.113.56",direction="out"} 8.7654321e+07`,
 		`extip_address_bytes_total{address="203.0.113.56",direction="in"} 1.2345678901e+10`,
 		`extip_address_bytes_total{address="203.0.113.57",direction="out"} 0`,
+		`extip_cluster_apart 0`,
+		`extip_cluster_lost_total 1`,
+		`extip_cluster_takeovers_total 2`,
 	} {
 		if !strings.Contains(text, "\n"+want+"\n") {
 			t.Errorf("no line %s", want)
@@ -117,6 +123,14 @@ func TestScrape(t *testing.T) {
 		t.Log(text)
 	}
 	plugin := admintest.Example()
+	plugin.Hosts[0].ApartSince = admintest.Now
+	if _, text := scrape(t, NewMetrics(plugin, About{})); !strings.Contains(text, "\nextip_cluster_apart 1\n") {
+		t.Errorf("apart:\n%s", text)
+	}
+	plugin.Hosts = nil
+	if _, text := scrape(t, NewMetrics(plugin, About{})); strings.Contains(text, "extip_cluster") {
+		t.Errorf("without a cluster:\n%s", text)
+	}
 	plugin.Err = errors.New("the disk is gone")
 	m := NewMetrics(plugin, About{})
 	l, err := ListenMetrics("127.0.0.1:0")

@@ -41,6 +41,8 @@ type Announcer struct {
 	start time.Time
 
 	refresh time.Duration
+	// permit is asked before what nobody has called for; nil permits all.
+	permit func(netip.Addr) bool
 	// Fields so that tests needn't wait.
 	spacing, defendInterval, reportInterval time.Duration
 
@@ -125,6 +127,27 @@ func (a *Announcer) Defend(parent string, addr netip.Addr) error {
 		return fmt.Errorf("announce: defend %s on %s: %w", addr, parent, err)
 	}
 	return nil
+}
+
+// Challenge tells the neighbours on parent once that addr is here, and neither
+// repeats nor defends it: a host that uses it still, and knows that it must not,
+// hears so.
+func (a *Announcer) Challenge(parent string, addr netip.Addr) error {
+	if err := a.challenge(parent, addr); err != nil {
+		return fmt.Errorf("announce: challenge for %s on %s: %w", addr, parent, err)
+	}
+	return nil
+}
+
+func (a *Announcer) challenge(parent string, addr netip.Addr) error {
+	if err := usable(addr); err != nil {
+		return err
+	}
+	l, ok, err := a.locate(parent)
+	if err != nil || !ok {
+		return err
+	}
+	return a.tell(l, addr)
 }
 
 // hold notes that addr is ours; there is no parent to note it with where there

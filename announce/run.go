@@ -19,6 +19,14 @@ const (
 // default. Call it before Run.
 func (a *Announcer) SetRefresh(d time.Duration) { a.refresh = d }
 
+// SetPermit has fn asked before an address is defended or refreshed: whoever
+// can't prove that it is ours had better not say so. Without it all are. fn may
+// be called concurrently, must not wait, and must not call the Announcer. Call
+// SetPermit before Run.
+func (a *Announcer) SetPermit(fn func(netip.Addr) bool) { a.permit = fn }
+
+func (a *Announcer) permits(addr netip.Addr) bool { return a.permit == nil || a.permit(addr) }
+
 // Run repeats announcements, defends addresses, and calls conflict for each
 // Conflict, until ctx ends or a socket fails. What is due or seen before Run
 // waits for it, up to 64 conflicts. conflict may call the Announcer; while it
@@ -153,7 +161,7 @@ func (a *Announcer) refreshSome(r *round) time.Duration {
 	}
 	for _, at := range r.places[:min(r.count, len(r.places))] {
 		a.mu.Lock()
-		if at.parent.addrs[at.addr].announced {
+		if at.parent.addrs[at.addr].announced && a.permits(at.addr) {
 			_ = a.again(at, a.tell)
 		}
 		a.mu.Unlock()

@@ -26,7 +26,8 @@ type Conflict struct {
 	Address netip.Addr
 	MAC     net.HardwareAddr // the other's
 	// Defended says that Address was announced again, once. It isn't if it
-	// is only watched, or was defended within DefendInterval.
+	// is only watched, was defended within DefendInterval, or if SetPermit's
+	// function doesn't permit it.
 	Defended bool
 }
 
@@ -175,7 +176,7 @@ func (a *Announcer) defend(c *Conflict) bool {
 	}
 	e, kept := p.addrs[c.Address]
 	if c.Defended {
-		c.Defended = e.announced && a.again(place{p, c.Address}, a.claim) == nil
+		c.Defended = e.announced && a.permits(c.Address) && a.again(place{p, c.Address}, a.claim) == nil
 	}
 	return kept
 }

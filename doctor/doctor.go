@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/extip/extip/link"
 	"github.com/extip/extip/nat"
@@ -23,6 +24,15 @@ import (
 type Subject struct {
 	Networks  []Network
 	Addresses []Address
+	// Cluster is nil unless this host shares its addresses with others.
+	Cluster *Cluster
+}
+
+// A Cluster is how this host stands in one.
+type Cluster struct {
+	// ApartSince is since when it can't reach what the hosts share their claims
+	// by; zero if it can.
+	ApartSince time.Time
 }
 
 // A Network is one of extip's.
@@ -51,6 +61,8 @@ type Address struct {
 	// Withheld says why the address is not put on its parent now, as the
 	// end of a sentence about it; empty if it is.
 	Withheld string
+	// HeldBy is the host of the cluster that has it now, empty if none does.
+	HeldBy string
 }
 
 // A Doctor looks at a host: the network namespace that its Host was made in,
@@ -104,8 +116,8 @@ type check struct {
 	look func(*exam) []Finding
 }
 
-func checks() []check {
-	return []check{
+func (s Subject) checks() []check {
+	list := []check{
 		{"kernel", "it can translate with nftables", (*exam).kernel},
 		{"parent", "the parents are there and up", (*exam).parents},
 		{"forwarding", "the host forwards", (*exam).forwarding},
@@ -124,6 +136,10 @@ func checks() []check {
 		{"engine", "the engine answers", (*exam).engine},
 		{"plugin", "the engine can reach the plugin", (*exam).plugin},
 	}
+	if s.Cluster != nil {
+		list = append(list, check{"cluster", "the claims of this host's containers hold", (*exam).cluster})
+	}
+	return list
 }
 
 // Examine goes through all checks, in order. Each has at least one finding. An
@@ -134,7 +150,7 @@ func (d *Doctor) Examine(ctx context.Context, s Subject) ([]Finding, error) {
 		return nil, err
 	}
 	var all []Finding
-	for _, c := range checks() {
+	for _, c := range s.checks() {
 		found := c.look(x)
 		if len(found) == 0 {
 			found = []Finding{{Level: OK, Seen: c.well}}

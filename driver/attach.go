@@ -96,7 +96,7 @@ func (d *Driver) planAttach(n *network, e *endpoint, addrs []netip.Addr, a *atta
 		if a.adopt {
 			asked = nil
 		}
-		a.probe = d.probe(n.rec, asked)
+		a.probe = d.probe(n.rec, asked, insists(a.want))
 		return nil
 	}
 	a.changed(picture(n.rec, e.rec, e.withheld), picture(n.rec, after, e.withheld))
@@ -115,7 +115,7 @@ func (d *Driver) attach(n *network, e *endpoint, a *attachment) (again bool, err
 	for addr, mac := range a.probe.owners {
 		d.segments.learn(n.rec.Parent, addr, mac.String())
 		if len(a.want.Addresses) > 0 {
-			return false, fmt.Errorf("extip.address=%s: it is used by %s on the segment of %s", addr, mac, n.rec.Parent)
+			return false, fmt.Errorf("extip.address=%s: it %s", addr, d.usedOn(addr, mac, n.rec.Parent))
 		}
 		d.log.WithField("external", addr).Warnf("passed over: %s uses it on the segment of %s", mac, n.rec.Parent)
 		again = true
@@ -220,11 +220,19 @@ func (d *Driver) noteSteps(n store.Network, before, after store.Endpoint) []step
 	}}
 }
 
-// dropAddresses forgets addresses that an endpoint has no longer; e.mu is held.
+// dropAddresses forgets addresses that an endpoint has no longer, and that are
+// free now; e.mu is held.
 func (d *Driver) dropAddresses(e *endpoint, addrs []netip.Addr) {
+	d.forgetAddresses(e, addrs)
+	d.tell(EventReleased, e, "", addrs...)
+}
+
+// forgetAddresses forgets addresses that an endpoint has no longer; e.mu is held.
+func (d *Driver) forgetAddresses(e *endpoint, addrs []netip.Addr) {
 	d.markWithdrawn(e, addrs)
 	for _, a := range addrs {
 		delete(e.withheld, a)
+		delete(e.lost, a)
+		delete(e.giving, a)
 	}
-	d.tell(EventReleased, e, "", addrs...)
 }

@@ -20,6 +20,18 @@ func refusal(err error) error {
 	if full, ok := errors.AsType[*store.ExhaustedError](err); ok {
 		return fmt.Errorf("extip.pool: %w", full)
 	}
+	if errors.Is(err, store.ErrApart) {
+		return apart(err)
+	}
+	return err
+}
+
+// apart is what the ledger's error says to a person, without what the store was
+// about to do.
+func apart(err error) error {
+	for inner := errors.Unwrap(err); inner != nil && inner != store.ErrApart; inner = errors.Unwrap(err) {
+		err = inner
+	}
 	return err
 }
 

@@ -41,6 +41,8 @@ func (d *Driver) Conflict(c announce.Conflict) {
 		d.tell(EventConflict, e, mac+" uses it", c.Address)
 		switch {
 		case e.rec.State != store.Published || e.withheld[c.Address] != "":
+		case !d.mayKeep(c.Address):
+			d.fenced(c.Address, d.yield(n, e, c.Address, c.MAC))
 		case c.Defended:
 			log.Warn("conflict: another host uses the address; it was told that it is ours")
 		case n.rec.Conflict == store.ConflictYield:

@@ -52,17 +52,7 @@ func withoutAddress(e store.Endpoint, a netip.Addr) store.Endpoint {
 // After an error all is as before, as far as it can be; reconciling does the rest.
 func (d *Driver) detach(n *network, e *endpoint, after store.Endpoint, a netip.Addr) error {
 	before := e.rec
-	e.changed = time.Now()
-	err := d.handOver(before, after, a)
-	if err == nil {
-		err = down(d.addressSteps(n.rec, e, []netip.Addr{a}, d.flowsBy(before, []netip.Addr{a})))
-	}
-	if err == nil {
-		err = up(d.noteSteps(n.rec, before, after))
-	}
-	if err == nil {
-		err = d.store.ChangeClaims(after)
-	}
+	err := d.takeAway(n, e, after, a, func() error { return d.store.ChangeClaims(after) })
 	if err != nil {
 		return errors.Join(err, again(append(d.publicationSteps(n.rec, e), d.noteSteps(n.rec, before, before)...)))
 	}
@@ -73,10 +63,28 @@ func (d *Driver) detach(n *network, e *endpoint, after store.Endpoint, a netip.A
 	return nil
 }
 
-// handOver has the container's own connections leave from its next address, if
+// takeAway takes an address away in the kernel, then from the record; e.mu is held.
+// After an error it may be half gone.
+func (d *Driver) takeAway(n *network, e *endpoint, after store.Endpoint, a netip.Addr, record func() error) error {
+	before := e.rec
+	e.changed = time.Now()
+	err := d.egressFromNext(before, after, a)
+	if err == nil {
+		err = down(d.addressSteps(n.rec, e, []netip.Addr{a}, d.flowsBy(before, []netip.Addr{a})))
+	}
+	if err == nil {
+		err = up(d.noteSteps(n.rec, before, after))
+	}
+	if err == nil {
+		err = record()
+	}
+	return err
+}
+
+// egressFromNext has the container's own connections leave from its next address, if
 // they left from the one that goes, without a moment in which they leave from the
 // host's.
-func (d *Driver) handOver(before, after store.Endpoint, a netip.Addr) error {
+func (d *Driver) egressFromNext(before, after store.Endpoint, a netip.Addr) error {
 	moved := changedMappings(mappings(before), mappings(after))
 	if len(moved) == 0 {
 		return nil

@@ -56,7 +56,7 @@ type Driver struct {
 	// can't keep one.
 	pools    map[string]pool.Pool
 	barring  sync.Mutex
-	barred   []netip.Prefix
+	behind   []netip.Prefix
 	beyond   int
 	unbarred bool
 	// inside and links find an endpoint by its container's address and by
@@ -86,6 +86,13 @@ type Driver struct {
 	// withheld addresses; guarded by mu.
 	segments *segments
 	waiting  map[*endpoint]bool
+	// cluster is nil if this host is none of several. news is what its member
+	// has told, and confirms asks for a parent's addresses to be asked for and
+	// announced.
+	cluster  Cluster
+	news     *news
+	confirms chan string
+
 	// What Tend is asked for: networks whose pools to probe ahead, withheld
 	// addresses, endpoints to look at.
 	untended, withheldAgain chan string
@@ -136,6 +143,10 @@ type endpoint struct {
 	probe *probe
 	// withheld says of addresses why they are not on their parent now.
 	withheld map[netip.Addr]string
+	// lost are those of them that another host of the cluster has, or may have,
+	// and giving is to whom it is not known whether they were handed over.
+	lost   map[netip.Addr]loss
+	giving map[netip.Addr]store.Claim
 	// routed: the engine said that it holds its container's default route.
 	routed bool
 }
@@ -151,7 +162,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{}, parents: map[string]string{}, pools: map[string]pool.Pool{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
 		drains: map[netip.Addr]map[link.Pair]*endpoint{}, retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
-		segments: newSegments(), waiting: map[*endpoint]bool{},
+		segments: newSegments(), waiting: map[*endpoint]bool{}, news: newNews(), confirms: make(chan string, 16),
 		untended: make(chan string, 64), withheldAgain: make(chan string, 1), detours: make(chan look, 4096),
 		published: map[netip.Addr]publication{}, hints: make(chan string, 1), ruleHints: make(chan string, 1), joined: make(chan struct{}, 1),
 	}

@@ -18,7 +18,6 @@ import (
 
 	"github.com/extip/extip/internal/hosttest"
 	"github.com/extip/extip/pool"
-	"github.com/extip/extip/store"
 )
 
 // A lab is a driver on a machine in memory, with a store on disk.
@@ -27,6 +26,8 @@ type lab struct {
 	host *hosttest.Host
 	path string
 	*Driver
+	// member is what it is in a cluster, nil for a host of its own.
+	member *member
 }
 
 func newLab(t *testing.T) *lab {
@@ -40,7 +41,7 @@ func newLab(t *testing.T) *lab {
 // start opens the store and makes a driver, as the program does.
 func (l *lab) start() {
 	l.t.Helper()
-	s, err := store.Open(l.path)
+	s, err := l.openStore()
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -50,6 +51,7 @@ func (l *lab) start() {
 	k := Kernel{Links: l.host, Addresses: l.host, Settings: l.host, Neighbours: l.host, NAT: l.host.NAT(), Guard: l.host.Guard()}
 	l.Driver, err = New(k, s, Defaults{}, log)
 	if err == nil {
+		l.joinCluster()
 		err = l.Restore()
 	}
 	if err != nil {

@@ -35,8 +35,23 @@ func (d *Driver) vethStep(n store.Network, e store.Endpoint) step {
 	}
 }
 
-// CreateEndpoint claims the external addresses and makes the veth pair.
+// CreateEndpoint claims the external addresses and makes the veth pair. An address
+// that another host of the cluster has is waited for, as long as it takes to know
+// that this host is dead, or lives; no lock is held meanwhile.
 func (d *Driver) CreateEndpoint(r *api.CreateEndpointRequest) (*api.CreateEndpointResponse, error) {
+	dead := map[string]bool{}
+	for {
+		answer, err := d.createEndpoint(r)
+		taken, ok := errors.AsType[*store.TakenError](err)
+		if !ok || taken.Host == "" || dead[taken.Host] || !d.dies(taken.Host) {
+			return answer, err
+		}
+		dead[taken.Host] = true
+		d.log.WithField("endpoint", short(r.EndpointID)).WithField("external", taken.Address).Infof("host %s is dead, its address is free", taken.Host)
+	}
+}
+
+func (d *Driver) createEndpoint(r *api.CreateEndpointRequest) (*api.CreateEndpointResponse, error) {
 	n, err := d.enter(r.NetworkID)
 	if err != nil {
 		return nil, err
@@ -73,7 +88,7 @@ func (d *Driver) addEndpoint(n *network, e *endpoint, r *api.CreateEndpointReque
 		return nil, refusal(err)
 	}
 	e.rec, e.known, e.changed = rec, true, time.Now()
-	e.want, e.probe = want, d.probe(n.rec, rec.External)
+	e.want, e.probe = want, d.probe(n.rec, rec.External, insists(want))
 	d.remember(e)
 	d.tell(EventClaimed, e, "", rec.External...)
 	if err := up(d.plumbing(n.rec, rec)); err != nil {

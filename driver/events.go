@@ -18,6 +18,9 @@ const (
 	EventReserved       = "reserved"        // a reservation keeps it
 	EventUnreserved     = "unreserved"      // none does any more
 	EventConflict       = "conflict"        // another host uses it, too
+	EventTaken          = "taken"           // another host has it, or may have it
+	EventApart          = "apart"           // this host can't prove its claims: the ledger of its cluster can't be reached
+	EventJoined         = "joined"          // it can again
 	EventRepaired       = "repaired"        // one thing in the kernel was not as it should be
 	EventReconciled     = "reconciled"      // a reconciliation found something, or failed
 	EventNetworkCreated = "network-created" // a network is there

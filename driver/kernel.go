@@ -73,6 +73,8 @@ type Neighbours interface {
 	Announce(parent string, a netip.Addr) error
 	// Defend does the latter alone.
 	Defend(parent string, a netip.Addr) error
+	// Challenge tells them once where an address is.
+	Challenge(parent string, a netip.Addr) error
 	// Watch listens to what they say of an address, until Unwatch.
 	Watch(parent string, a netip.Addr) error
 	Unwatch(parent string, a netip.Addr)

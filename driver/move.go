@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/extip/extip/link"
@@ -22,8 +23,14 @@ import (
 // a day at most. If that makes another interface carry the address, it waits
 // until the neighbours there had time to object, or ctx ends.
 //
+// The endpoint may be HOST/CONTAINER, which is a container of another host of the
+// cluster; see moveToHost.
+//
 // After an error nothing is changed.
 func (d *Driver) Move(ctx context.Context, a netip.Addr, id string, drain, dryRun bool) (Report, error) {
+	if host, container, ok := strings.Cut(id, "/"); ok {
+		return d.moveToHost(ctx, a, host, container, drain, dryRun)
+	}
 	to, err := d.find(id)
 	if err != nil {
 		return Report{}, err
@@ -53,7 +60,7 @@ func (d *Driver) Move(ctx context.Context, a netip.Addr, id string, drain, dryRu
 				return nil
 			}
 			if p == nil {
-				p = d.probe(nt.rec, t.unasked())
+				p = d.probe(nt.rec, t.unasked(), false)
 			}
 			select {
 			case <-p.done:
@@ -88,6 +95,9 @@ type transfer struct {
 func (d *Driver) planTransfer(t *transfer, nt *network) error {
 	if !slices.Contains(t.from.rec.External, t.addr) {
 		return fmt.Errorf("%s is no longer had by %s", t.addr, title(t.from.rec))
+	}
+	if l, lost := t.from.lost[t.addr]; lost {
+		return fmt.Errorf("%s %s", t.addr, l.text)
 	}
 	if _, err := d.want(nt, t.to.rec, endpointOptions{addresses: []netip.Addr{t.addr}, reservation: t.to.rec.Reservation}); err != nil {
 		return err
@@ -151,7 +161,7 @@ func (t *transfer) report(r *Report, from, to store.Endpoint, before, after map[
 func (d *Driver) transfer(t *transfer, p *probe, r *Report) error {
 	if mac, taken := p.owners[t.addr]; taken {
 		d.segments.learn(t.nt.Parent, t.addr, mac.String())
-		return fmt.Errorf("extip.address=%s: it is used by %s on the segment of %s", t.addr, mac, t.nt.Parent)
+		return fmt.Errorf("extip.address=%s: it %s", t.addr, d.usedOn(t.addr, mac, t.nt.Parent))
 	}
 	from, to := t.from.rec, t.to.rec
 	fromWithheld, toWithheld, held := maps.Clone(t.from.withheld), maps.Clone(t.to.withheld), t.held()

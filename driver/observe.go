@@ -18,6 +18,12 @@ type Observer interface {
 	Conflict(a netip.Addr)
 	// Announced: neighbours are being told where an address is.
 	Announced(a netip.Addr)
+	// Lost: an address of ours was given up to another host of the cluster, or
+	// to whoever used it while this host couldn't prove its claim.
+	Lost(a netip.Addr)
+	// TakenOver: another host of the cluster has handed an address over, or
+	// gone on answering for one that it had lost, and given it up.
+	TakenOver(a netip.Addr)
 }
 
 // unobserved is the Observer of who has none.
@@ -27,6 +33,8 @@ func (unobserved) Call(string, time.Duration, error)            {}
 func (unobserved) Reconciled(string, time.Duration, int, error) {}
 func (unobserved) Conflict(netip.Addr)                          {}
 func (unobserved) Announced(netip.Addr)                         {}
+func (unobserved) Lost(netip.Addr)                              {}
+func (unobserved) TakenOver(netip.Addr)                         {}
 
 // Observe makes o the Driver's Observer. It is called before Restore.
 func (d *Driver) Observe(o Observer) { d.observer = o }

@@ -29,6 +29,8 @@ func (o *observed) Reconciled(cause string, _ time.Duration, n int, err error) {
 
 func (o *observed) Conflict(a netip.Addr)  { o.lines = append(o.lines, "conflict "+a.String()) }
 func (o *observed) Announced(a netip.Addr) { o.lines = append(o.lines, "announced "+a.String()) }
+func (o *observed) Lost(a netip.Addr)      { o.lines = append(o.lines, "lost "+a.String()) }
+func (o *observed) TakenOver(a netip.Addr) { o.lines = append(o.lines, "taken over "+a.String()) }
 
 func TestObserver(t *testing.T) {
 	l := newLab(t)

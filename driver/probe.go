@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,8 +40,9 @@ func timing(n store.Network) (t announce.Timing, ok bool) {
 	}
 }
 
-// probe begins to ask for the addresses that are not known to be clear.
-func (d *Driver) probe(n store.Network, addrs []netip.Addr) *probe {
+// probe begins to ask for the addresses that are not known to be clear. It insists
+// on those that another host of the cluster has lost by the ledger, if it is told to.
+func (d *Driver) probe(n store.Network, addrs []netip.Addr, insist bool) *probe {
 	p := &probe{done: make(chan struct{})}
 	how, ok := timing(n)
 	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return d.segments.isClear(n.Parent, a, 0) })
@@ -51,9 +53,16 @@ func (d *Driver) probe(n store.Network, addrs []netip.Addr) *probe {
 	go func() {
 		defer close(p.done)
 		p.owners, p.err = d.kernel.Probe(context.Background(), n.Parent, addrs, how)
+		if insist {
+			p.owners = d.challenge(context.Background(), n.Parent, p.owners)
+		}
 	}()
 	return p
 }
+
+// insists tells whether it has to be the wanted addresses: one of a pool is as good
+// as another, which no host still serves.
+func insists(want store.Want) bool { return want.Reservation != "" || len(want.Addresses) > 0 }
 
 // settle waits until it is known that nobody else has an endpoint's addresses.
 // If somebody has, one of the pool is exchanged for another. No lock is held
@@ -66,7 +75,7 @@ func (d *Driver) settle(networkID, endpointID string) error {
 				return nil // it has joined, and has what it was to have
 			}
 			if e.probe == nil {
-				e.probe = d.probe(n.rec, e.rec.External) // begun by a plugin that is no more
+				e.probe = d.probe(n.rec, e.rec.External, false) // begun by a plugin that is no more
 			}
 			p = e.probe
 			return nil
@@ -108,13 +117,13 @@ func (d *Driver) judge(n *network, e *endpoint) (again bool, err error) {
 			continue
 		}
 		if slices.Contains(e.want.Addresses, a) {
-			return false, fmt.Errorf("extip.address=%s: it is used by %s on the segment of %s", a, mac, n.rec.Parent)
+			return false, fmt.Errorf("extip.address=%s: it %s", a, d.usedOn(a, mac, n.rec.Parent))
 		}
 		if err := d.exchange(n, e); err != nil {
 			return false, err
 		}
 		if slices.Contains(e.rec.External, a) {
-			return false, fmt.Errorf("extip.reservation=%s: %s is used by %s on the segment of %s", e.rec.Reservation, a, mac, n.rec.Parent)
+			return false, fmt.Errorf("extip.reservation=%s: %s %s", e.rec.Reservation, a, d.usedOn(a, mac, n.rec.Parent))
 		}
 		d.log.WithField("external", a).Warnf("passed over: %s uses it on the segment of %s", mac, n.rec.Parent)
 		return true, nil
@@ -130,7 +139,7 @@ func (d *Driver) exchange(n *network, e *endpoint) error {
 		return refusal(err)
 	}
 	d.tell(EventReleased, e, "exchanged", e.rec.External...)
-	e.rec, e.probe = rec, d.probe(n.rec, rec.External)
+	e.rec, e.probe = rec, d.probe(n.rec, rec.External, insists(e.want))
 	d.tell(EventClaimed, e, "exchanged", rec.External...)
 	return up(d.plumbing(n.rec, rec)) // its link carries what is recorded
 }
@@ -157,8 +166,9 @@ func (d *Driver) probeMissing() error {
 		return err
 	}
 	type claim struct {
-		e *endpoint
-		a netip.Addr
+		e  *endpoint
+		a  netip.Addr
+		on string
 	}
 	var missing []claim
 	asked := questions{}
@@ -172,7 +182,7 @@ func (d *Driver) probeMissing() error {
 		for _, a := range e.rec.External {
 			if !slices.Contains(found.Aliases[a], aliasLink(n.rec)) {
 				asked.add(n.rec.Parent, how, a)
-				missing = append(missing, claim{e, a})
+				missing = append(missing, claim{e, a, aliasLink(n.rec)})
 			}
 		}
 	})
@@ -182,11 +192,14 @@ func (d *Driver) probeMissing() error {
 		if o.mac != "" {
 			d.segments.clash(c.a, o.mac)
 		}
+		c.e.mu.Lock()
 		if o.why != "" {
-			c.e.mu.Lock()
 			d.withhold(c.e, c.a, o.why)
-			c.e.mu.Unlock()
+		} else if d.isApart() {
+			// It may have been given up before this program began.
+			d.markLost(c.e, c.a, loss{text: "is not on " + c.on + ", and etcd can't be reached to ask whose it is"})
 		}
+		c.e.mu.Unlock()
 	}
 	return nil
 }
@@ -217,11 +230,16 @@ func (d *Driver) ask(ctx context.Context, asked questions) map[netip.Addr]obstac
 	for q, addrs := range asked {
 		wg.Go(func() {
 			owners, err := d.kernel.Probe(ctx, q.parent, addrs, q.how)
+			unclaimed := maps.Clone(owners) // not to be insisted on
+			maps.DeleteFunc(unclaimed, func(a netip.Addr, _ net.HardwareAddr) bool { return d.holds(a) })
+			maps.DeleteFunc(owners, func(a netip.Addr, _ net.HardwareAddr) bool { return unclaimed[a] != nil })
+			owners = d.challenge(ctx, q.parent, owners)
+			maps.Copy(owners, unclaimed)
 			mu.Lock()
 			defer mu.Unlock()
 			for _, a := range addrs {
 				if mac, taken := owners[a]; taken {
-					found[a] = obstacle{"is used by " + mac.String(), mac.String()}
+					found[a] = obstacle{d.usedBy(a, mac), mac.String()}
 				} else if err != nil {
 					found[a] = obstacle{why: cantProbe(err)}
 				}

@@ -123,6 +123,13 @@ func (d *Driver) publish(n *network, e *endpoint) error {
 		return err
 	}
 	d.markPublished(e, e.rec.External, aliasLink(n.rec))
+	for _, a := range e.rec.External {
+		if host := d.holder(a); host != "" {
+			d.markLost(e, a, loss{heldBy(host), host})
+		} else if why := d.barred(e, a); why != "" {
+			d.withhold(e, a, why)
+		}
+	}
 	if err := up(d.publicationSteps(n.rec, e)); err != nil {
 		return errors.Join(err, d.unpublish(n, e))
 	}
@@ -143,7 +150,7 @@ func (d *Driver) unpublish(n *network, e *endpoint) error {
 	d.markWithdrawn(e, e.rec.External)
 	d.keepClear(n.rec, e, e.rec.External)
 	d.tell(EventWithdrawn, e, "", e.rec.External...)
-	e.withheld = nil
+	e.withheld, e.lost, e.giving = nil, nil, nil
 	return d.setState(e, store.Plumbed)
 }
 

@@ -26,6 +26,12 @@ func (d *Driver) Restore() error {
 	_, err := d.syncBarrier()
 	errs = append(errs, err)
 	_, err = d.syncUplinks()
+	if d.cluster != nil {
+		unserved, err := d.loseUnserved()
+		errs = append(errs, err)
+		d.reclaimBut(unserved)
+		d.LedgerJoined() // for what has to wait until all is restored
+	}
 	errs = append(errs, err, d.probeMissing())
 	// Rules first, even for what is about to be removed: an alias must not
 	// be without its mapping for a moment.
@@ -143,6 +149,7 @@ func (r *repair) run() {
 	r.endpointsAgain()
 	r.strays()
 	r.endDrains()
+	r.fence()
 }
 
 // guard repairs what keeps containers from passing for others.
@@ -390,7 +397,14 @@ func (r *repair) endpointsAgain() {
 			for _, a := range missing {
 				r.note("alias %s was missing on %s", a, aliasLink(n.rec))
 			}
+			r.askFirst(e, missing)
 			steps = append(steps, r.publicationSteps(n.rec, e)...)
+		}
+		for a := range e.lost {
+			if slices.Contains(r.found.Aliases[a], aliasLink(n.rec)) {
+				r.note("alias %s was on %s, though it %s", a, aliasLink(n.rec), e.lost[a].text)
+				r.do(func() error { return r.takeOff(n, e, a) })
+			}
 		}
 		r.again(fmt.Sprintf("endpoint %s", short(e.rec.ID)), steps)
 	})

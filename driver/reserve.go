@@ -72,6 +72,9 @@ func owned(err error) error {
 	if other, ok := errors.AsType[*store.ReservedError](err); ok {
 		return other
 	}
+	if errors.Is(err, store.ErrApart) {
+		return apart(err)
+	}
 	return err
 }
 

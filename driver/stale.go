@@ -31,7 +31,7 @@ func (d *Driver) claim(n *network, rec store.Endpoint, want store.Want) (store.E
 	for {
 		claimed, err := d.store.CreateEndpoint(rec, want)
 		taken, ok := errors.AsType[*store.TakenError](err)
-		if !ok || !d.evict(n, taken.Owner) {
+		if !ok || taken.Host != "" || !d.evict(n, taken.Owner) {
 			return claimed, err
 		}
 	}

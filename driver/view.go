@@ -44,7 +44,9 @@ type Address struct {
 	Port  string `json:"port,omitempty"`
 	State string `json:"state"`
 	// Reason explains a state that is not published.
-	Reason      string `json:"reason,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// HeldBy is the host of the cluster that has the address now, if one does.
+	HeldBy      string `json:"held_by,omitempty"`
 	Reservation string `json:"reservation,omitempty"`
 	// Source is client or gateway: whom the container sees as its client.
 	Source string `json:"source"`
@@ -182,7 +184,7 @@ func (d *Driver) viewOf(n *network, e *endpoint, a netip.Addr) Address {
 	case e.rec.State == store.Leaving:
 		v.Reason = "it could not be taken away entirely; that is tried again"
 	case why != "":
-		v.State, v.Reason = StateWithheld, "it "+why
+		v.State, v.Reason, v.HeldBy = StateWithheld, "it "+why, e.lost[a].host
 	}
 	return v
 }

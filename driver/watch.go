@@ -172,14 +172,23 @@ func (d *Driver) anyNetwork(ask func(*network) bool) bool {
 }
 
 // announceAgain tells the neighbours on a parent that came up, or up again,
-// where its addresses are: they may have learned otherwise meanwhile.
+// where its addresses are: they may have learned otherwise meanwhile. Who can't
+// prove that they are its own asks first.
 func (d *Driver) announceAgain(parent string) {
+	unproven := false
 	d.eachEndpoint(func(n *network, e *endpoint) {
 		if n.rec.Parent != parent || e.rec.State != store.Published {
 			return
 		}
 		for _, a := range e.rec.External {
+			if !d.mayKeep(a) {
+				unproven = true
+				continue
+			}
 			_ = d.announce(n.rec, e, a) // it tells of errors itself
 		}
 	})
+	if unproven {
+		hint(d.confirms, parent)
+	}
 }

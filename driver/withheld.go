@@ -47,11 +47,16 @@ func (d *Driver) releaseWithheld(ctx context.Context) {
 	d.mu.Unlock()
 	asked := questions{}
 	why := map[netip.Addr]string{} // "" where nothing stands against it
+	unclaimed := map[netip.Addr]bool{}
 	for _, e := range waiting {
 		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
 			how, ok := timing(n.rec)
 			for a := range e.withheld {
-				if ok {
+				bar := d.barred(e, a)
+				unclaimed[a] = bar != "" && d.mayRegain(e, a)
+				if bar != "" && !unclaimed[a] {
+					why[a] = bar
+				} else if ok {
 					asked.add(n.rec.Parent, how, a)
 				} else if _, err := d.kernel.Parent(n.rec.Parent); err != nil {
 					why[a] = "waits for " + n.rec.Parent
@@ -68,6 +73,7 @@ func (d *Driver) releaseWithheld(ctx context.Context) {
 			why[a] = obstacles[a].why
 		}
 	}
+	d.regain(unclaimed, why)
 	for _, e := range waiting {
 		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
 			d.letGo(n, e, why)
@@ -87,12 +93,19 @@ func (d *Driver) letGo(n *network, e *endpoint, why map[netip.Addr]string) {
 	var freed []netip.Addr
 	for a := range e.withheld {
 		reason, known := why[a]
+		bar := d.barred(e, a)
+		if bar == "" {
+			delete(e.lost, a)
+		} else {
+			reason = bar // the ledger may have changed meanwhile
+		}
 		switch {
 		case !known:
 		case reason != "":
 			d.withhold(e, a, reason)
 		default:
 			delete(e.withheld, a)
+			delete(e.giving, a)
 			freed = append(freed, a)
 		}
 	}

@@ -3,6 +3,7 @@ package link
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 
@@ -44,6 +45,24 @@ type LinkInfo struct {
 type AddressInfo struct {
 	netip.Prefix
 	Ours bool
+}
+
+// MACs are those by which the host itself can answer for addresses: of its
+// Ethernet links, but for those with our mark, and for ports of bridges, which answer
+// for them.
+// Its cost grows with their number.
+func (h *Host) MACs() ([]net.HardwareAddr, error) {
+	links, err := h.listLinks()
+	if err != nil {
+		return nil, fmt.Errorf("link: list links: %w", err)
+	}
+	var macs []net.HardwareAddr
+	for _, l := range links {
+		if _, _, ours := parseMark(l.alias); !ours && l.mac != nil && !links[l.master].isBridge {
+			macs = append(macs, l.mac)
+		}
+	}
+	return macs, nil
 }
 
 // Links describes all interfaces, by name. Its cost grows with their number.

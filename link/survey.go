@@ -1,9 +1,11 @@
 package link
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -71,6 +73,7 @@ func (h *Host) Survey() (Survey, error) {
 type listed struct {
 	name, alias string
 	master, mtu int
+	mac         net.HardwareAddr // of Ethernet links
 	isBridge    bool
 	up, carrier bool
 }
@@ -100,6 +103,10 @@ func (h *Host) listLinks() (map[int]listed, error) {
 				l.alias = unix.ByteSliceToString(value)
 			case unix.IFLA_MASTER:
 				l.master = int(binary.NativeEndian.Uint32(value))
+			case unix.IFLA_ADDRESS:
+				if msg.Type == unix.ARPHRD_ETHER {
+					l.mac = bytes.Clone(value[:min(len(value), 6)]) // the rest is padding
+				}
 			case unix.IFLA_MTU:
 				l.mtu = int(binary.NativeEndian.Uint32(value))
 			case unix.IFLA_LINKINFO:

@@ -246,11 +246,11 @@ func (p Pool) Next(after netip.Addr, taken *Set, usable func(netip.Addr) bool) (
 			last = a
 		}
 		next := p.following(last)
-		wrapped = wrapped || !last.Less(next)
-		if wrapped && !next.Less(start) {
+		wraps := !last.Less(next)
+		if wrapped && wraps || (wrapped || wraps) && !next.Less(start) {
 			return netip.Addr{}, false
 		}
-		a = next
+		a, wrapped = next, wrapped || wraps
 	}
 }
 
@@ -265,4 +265,25 @@ func (p Pool) following(a netip.Addr) netip.Addr {
 		return a.Next()
 	}
 	return p.spans[i%len(p.spans)].first
+}
+
+// At returns the i-th address of the pool, counted from 0; the zero Addr if there
+// are not so many.
+func (p Pool) At(i uint64) netip.Addr {
+	for _, s := range p.spans {
+		if n := distance(s); i >= n && n < math.MaxUint64 {
+			i -= n
+			continue
+		}
+		b := s.first.As16()
+		lo, carry := bits.Add64(binary.BigEndian.Uint64(b[8:]), i, 0)
+		binary.BigEndian.PutUint64(b[8:], lo)
+		binary.BigEndian.PutUint64(b[:8], binary.BigEndian.Uint64(b[:8])+carry)
+		a := netip.AddrFrom16(b)
+		if s.first.Is4() {
+			a = a.Unmap()
+		}
+		return a
+	}
+	return netip.Addr{}
 }

@@ -103,6 +103,54 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// TestNextFromAnywhere: from each address, whichever are taken, the next free one is
+// found, or that there is none.
+func TestNextFromAnywhere(t *testing.T) {
+	p, err := Parse("203.0.113.1-203.0.113.4,203.0.113.6-203.0.113.7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := p.Size()
+	for takenBits := range 1 << n {
+		taken := &Set{}
+		for i := range n {
+			if takenBits&(1<<i) != 0 {
+				taken.Add(p.At(i))
+			}
+		}
+		for after := range n {
+			var want netip.Addr
+			for i := uint64(1); i <= n && !want.IsValid(); i++ {
+				if a := p.At((after + i) % n); !taken.Contains(a) {
+					want = a
+				}
+			}
+			got, ok := p.Next(p.At(after), taken, func(netip.Addr) bool { return true })
+			if got != want || ok != want.IsValid() {
+				t.Errorf("after %s, taken %v: got %s, %t, want %s", p.At(after), taken, got, ok, want)
+			}
+		}
+	}
+}
+
+func TestAt(t *testing.T) {
+	p, err := Parse("203.0.113.1-203.0.113.3,203.0.113.9,2001:db8::ffff:ffff:ffff:fffe/64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range map[uint64]string{
+		0: "203.0.113.1", 2: "203.0.113.3", 3: "203.0.113.9", 4: "2001:db8::", 5: "2001:db8::1", 1<<32 + 4: "2001:db8::1:0:0",
+		math.MaxUint64: "2001:db8::ffff:ffff:ffff:fffb",
+	} {
+		if got := p.At(i); got.String() != want {
+			t.Errorf("%d: %s, want %s", i, got, want)
+		}
+	}
+	if got := (Pool{}).At(0); got.IsValid() {
+		t.Errorf("of none: %s", got)
+	}
+}
+
 func TestNextGoesRoundOnce(t *testing.T) {
 	p, err := Parse("203.0.113.1-203.0.113.3,203.0.113.9")
 	if err != nil {

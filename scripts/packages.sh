@@ -29,6 +29,25 @@ need() {
 # need_engine: Debian 12 and Ubuntu keep the engine's client in the same package.
 need_engine() { need dockerd=docker.io && need docker=docker-cli; }
 
+# need_etcd: Debian's etcd, only unpacked: installed it would start with the machine.
+# internal/etcdtest finds it there.
+need_etcd() {
+	local dir=${XDG_CACHE_HOME:-/var/cache}/extip/etcd root
+	if { command -v etcd && command -v etcdctl; } >/dev/null || [[ -x $dir/etcd && -x $dir/etcdctl ]]; then return; fi
+	command -v apt-get >/dev/null || die "this is not Debian or Ubuntu; please install etcd and etcdctl"
+	echo "   unpacking: etcd-server etcd-client"
+	root=$(mktemp -d)
+	(
+		cd "$root"
+		apt-get -q update || true # as for apt_install
+		apt-get -q download etcd-server etcd-client
+		for deb in *.deb; do dpkg-deb -x "$deb" .; done
+	) >"$root.log" 2>&1 || { tail -20 "$root.log" >&2; die "apt-get could not download etcd"; }
+	mkdir -p "$dir"
+	cp "$root"/usr/bin/etcd{,ctl} "$dir"
+	rm -rf "$root" "$root.log"
+}
+
 # apt_install PACKAGE...: a subshell, for its own trap.
 apt_install() (
 	command -v apt-get >/dev/null || die "this is not Debian or Ubuntu; please install: $*"

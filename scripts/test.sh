@@ -10,6 +10,7 @@ say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 if ((EUID == 0)); then
 	say "what the tests need"
 	need_engine
+	need_etcd
 	need iptables=iptables nft=nftables ip=iproute2 sysctl=procps mount=mount conntrack=conntrack ethtool=ethtool \
 		ovs-vswitchd=openvswitch-switch mmdebstrap=mmdebstrap dbus-daemon=dbus-daemon python3=python3 ssh=openssh-client curl=curl \
 		docker-registry=docker-registry docker-compose=docker-compose \

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,67 +32,14 @@ type Want struct {
 	Unusable func(netip.Addr) string
 }
 
-// TakenError says who has an address.
-type TakenError struct {
-	Address netip.Addr
-	Owner   Endpoint
-}
-
-func (e *TakenError) Error() string {
-	return fmt.Sprintf("%s is taken by %s", e.Address, e.Owner.Title())
-}
-
-// ReservedError says for which reservation an address is kept.
-type ReservedError struct {
-	Address netip.Addr
-	Name    string
-}
-
-func (e *ReservedError) Error() string {
-	return fmt.Sprintf("%s is reserved as %q", e.Address, e.Name)
-}
-
-// ExhaustedError says that a pool has no address left, and what holds them.
-type ExhaustedError struct {
-	Pool pool.Pool
-	// Owners have addresses of the pool; Reserved are names that keep some
-	// which nobody has.
-	Owners, Reserved []string
-	// InUse is how many addresses are claimed.
-	InUse int
-	// Unusable are reasons why further addresses can't be used.
-	Unusable []string
-}
-
-func (e *ExhaustedError) Error() string {
-	s := fmt.Sprintf("pool %s is exhausted: %d of %d addresses are in use", e.Pool, e.InUse, e.Pool.Size())
-	if len(e.Owners) > 0 {
-		s += " by " + some(e.Owners)
-	}
-	if len(e.Reserved) > 0 {
-		s += fmt.Sprintf(", %d reserved as %s", len(e.Reserved), some(slices.Compact(e.Reserved)))
-	}
-	if len(e.Unusable) > 0 {
-		s += fmt.Sprintf(", %d can't be used: %s", len(e.Unusable), some(e.Unusable))
-	}
-	return s
-}
-
-// some lists the first few.
-func some(list []string) string {
-	const few = 5
-	if len(list) <= few {
-		return strings.Join(list, ", ")
-	}
-	return fmt.Sprintf("%s and %d more", strings.Join(list[:few], ", "), len(list)-few)
-}
-
 // CreateEndpoint claims what is wanted and records the endpoint with it, both
 // or nothing; a record of the same endpoint, and its claims, give way. It
 // returns the endpoint with its External addresses filled in, or a *TakenError,
 // *ReservedError, *ExhaustedError or what Want.Fits says.
 func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
+	given := e
 	err := s.update("create endpoint "+short(e.ID), func(tx *transaction) error {
+		e = given
 		if err := release(tx, e.ID); err != nil {
 			return err
 		}
@@ -107,7 +55,7 @@ func (s *Store) CreateEndpoint(e Endpoint, want Want) (Endpoint, error) {
 			return err
 		}
 		if len(want.Pools) > 0 {
-			if err := tx.Bucket(recentBucket).Put(inside(e), texts(e.External)); err != nil {
+			if err := tx.write(recentBucket, inside(e), texts(e.External)); err != nil {
 				return err
 			}
 		}
@@ -140,15 +88,16 @@ func (s *Store) claimAll(tx *transaction, e *Endpoint, want Want) error {
 // too. Errors are those of CreateEndpoint. A rehearsal tells what would be, and
 // changes nothing.
 func (s *Store) AddClaims(e Endpoint, want Want, rehearsal bool) (Endpoint, error) {
-	had := len(e.External)
+	before := e
 	add := func(tx *transaction) error {
+		e = before
 		if err := s.claimAll(tx, &e, want); err != nil {
 			return err
 		}
-		if err := amend(tx, e, nil, e.External[had:]); err != nil {
+		if err := amend(tx, e, nil, e.External[len(before.External):]); err != nil {
 			return err
 		}
-		return put(tx, endpointsBucket, e.ID, e)
+		return tx.put(endpointsBucket, e.ID, e)
 	}
 	if rehearsal {
 		err := s.rehearse(add)
@@ -170,16 +119,15 @@ func (s *Store) ChangeClaims(es ...Endpoint) error {
 	return s.update("change claims of "+strings.Join(names, ", "), func(tx *transaction) error {
 		before := make([]Endpoint, len(es))
 		for i, e := range es {
-			if err := get(tx.Tx, endpointsBucket, e.ID, &before[i]); err != nil {
+			if err := tx.get(endpointsBucket, e.ID, &before[i]); err != nil {
 				return err
 			}
 			gone := missingIn(e.External, before[i].External)
 			for _, a := range gone {
-				if err := tx.Bucket(claimsBucket).Delete(key(a)); err != nil {
+				if err := tx.dropClaim(e.ID, a); err != nil {
 					return err
 				}
 			}
-			tx.touched = append(tx.touched, gone...)
 			if err := amend(tx, e, gone, nil); err != nil {
 				return err
 			}
@@ -187,14 +135,15 @@ func (s *Store) ChangeClaims(es ...Endpoint) error {
 		for i, e := range es {
 			came := missingIn(before[i].External, e.External)
 			for _, a := range came {
-				if err := claim(tx, &Endpoint{ID: e.ID, Reservation: e.Reservation}, a); err != nil {
+				claimant := e
+				if err := claim(tx, &claimant, a); err != nil {
 					return err
 				}
 			}
 			if err := amend(tx, e, nil, came); err != nil {
 				return err
 			}
-			if err := put(tx, endpointsBucket, e.ID, e); err != nil {
+			if err := tx.put(endpointsBucket, e.ID, e); err != nil {
 				return err
 			}
 		}
@@ -214,23 +163,48 @@ func missingIn(others, list []netip.Addr) (missing []netip.Addr) {
 
 // claim makes an address the endpoint's.
 func claim(tx *transaction, e *Endpoint, a netip.Addr) error {
-	claims := tx.Bucket(claimsBucket)
-	if owner := claims.Get(key(a)); owner != nil {
-		taken := &TakenError{Address: a}
-		return errors.Join(get(tx.Tx, endpointsBucket, string(owner), &taken.Owner), taken)
+	taken, err := tx.owner(a)
+	if err != nil {
+		return err
 	}
-	if name := tx.Bucket(reservedBucket).Get(key(a)); name != nil && string(name) != e.Reservation {
-		return &ReservedError{Address: a, Name: string(name)}
+	if taken != nil {
+		return taken
+	}
+	if name := tx.keeper(a); name != "" && name != e.Reservation {
+		return &ReservedError{Address: a, Name: name}
 	}
 	e.External = append(e.External[:len(e.External):len(e.External)], a)
-	tx.touched = append(tx.touched, a)
-	return claims.Put(key(a), []byte(e.ID))
+	return tx.setOwner(a, *e)
 }
 
-// isFree tells whether an address is neither claimed nor reserved by another name.
+// owner is who has an address, nil if nobody. What nobody has is claimed by nobody
+// from then on.
+func (tx *transaction) owner(a netip.Addr) (*TakenError, error) {
+	id := string(tx.read(claimsBucket, a.String()))
+	c, ok, err := tx.claimed(a)
+	switch {
+	case err != nil:
+		return nil, err
+	case ok && c.Host != tx.plan.host:
+		return &TakenError{Address: a, Owner: c.owner(), Host: c.Host}, nil
+	case id == "" && ok && tx.isGiven(c):
+		id = c.Endpoint // which is about to record it
+	case id == "" && ok:
+		return nil, tx.unclaim(a) // it is left from a write that got no answer
+	case id == "":
+		return nil, nil
+	}
+	taken := &TakenError{Address: a}
+	return taken, tx.get(endpointsBucket, id, &taken.Owner)
+}
+
+// isFree tells whether an address is neither claimed nor reserved by another name,
+// nor about to be.
 func (tx *transaction) isFree(a netip.Addr, reservation string) bool {
-	name := tx.Bucket(reservedBucket).Get(key(a))
-	return tx.Bucket(claimsBucket).Get(key(a)) == nil && (name == nil || string(name) == reservation)
+	text := a.String()
+	name := tx.view.peek(reservedPrefix + text)
+	return tx.Bucket(claimsBucket).Get(key(a)) == nil && (name == nil || string(name) == reservation) &&
+		(tx.plan == nil || tx.view.peek(claimsPrefix+text) == nil && !tx.isUnder(a))
 }
 
 // choose picks a free address of a pool. A container that is started again, and
@@ -250,70 +224,49 @@ func (s *Store) choose(tx *transaction, e Endpoint, want Want, p pool.Pool) (net
 		}
 		return why == ""
 	}
-	cursors, name := tx.Bucket(cursorsBucket), []byte(p.String())
-	for _, a := range addresses(tx.Bucket(recentBucket).Get(inside(e))) {
+	remember := func(a netip.Addr) error { return tx.write(cursorsBucket, p.String(), key(a)) }
+	for _, a := range addresses(tx.Bucket(recentBucket).Get([]byte(inside(e)))) {
 		if p.Contains(a) && usable(a) {
 			return a, nil
 		}
 	}
 	for _, a := range want.Prefer {
 		if p.Contains(a) && usable(a) {
-			return a, cursors.Put(name, key(a))
+			return a, remember(a)
 		}
 	}
 	reasons = nil
-	after, _ := netip.ParseAddr(string(cursors.Get(name)))
-	a, ok := p.Next(after, &s.taken, usable)
+	a, ok := p.Next(s.cursor(tx.Tx, p), &s.taken, usable)
 	if !ok {
 		full := &ExhaustedError{Pool: p, Unusable: reasons}
-		return a, errors.Join(full.explain(tx.Tx), full)
+		return a, errors.Join(full.explain(tx), full)
 	}
-	return a, cursors.Put(name, key(a))
+	return a, remember(a)
 }
 
-// explain finds out who holds the pool's addresses; it reads all claims.
-func (e *ExhaustedError) explain(tx *bolt.Tx) error {
-	claimed := map[netip.Addr]bool{}
-	err := forEach(tx, claimsBucket, func(k, id []byte) error {
-		a, err := netip.ParseAddr(string(k))
-		if err != nil || !e.Pool.Contains(a) {
-			return err
-		}
-		claimed[a] = true
-		e.InUse++
-		owner := Endpoint{ID: string(id)}
-		err = get(tx, endpointsBucket, string(id), &owner)
-		title := owner.Name
-		if title == "" {
-			title = short(owner.ID)
-		}
-		e.Owners = append(e.Owners, title)
-		return err
-	})
-	if err != nil {
-		return err
+// cursor is the address of a pool that was handed out last. Hosts that share it begin
+// at different places, so that they seldom choose the same.
+func (s *Store) cursor(tx *bolt.Tx, p pool.Pool) (after netip.Addr) {
+	after, err := netip.ParseAddr(string(tx.Bucket(cursorsBucket).Get([]byte(p.String()))))
+	if err != nil && s.ledger != nil {
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(s.ledger.Host()))
+		after = p.At(h.Sum64() % max(1, p.Size()))
 	}
-	return forEach(tx, reservedBucket, func(k, name []byte) error {
-		a, err := netip.ParseAddr(string(k))
-		if err == nil && e.Pool.Contains(a) && !claimed[a] {
-			e.Reserved = append(e.Reserved, string(name))
-		}
-		return err
-	})
+	return after
 }
 
 // release gives up the claims of an endpoint, if it is known and has any.
 func release(tx *transaction, id string) error {
 	var e Endpoint
-	if err := get(tx.Tx, endpointsBucket, id, &e); err != nil {
+	if err := tx.get(endpointsBucket, id, &e); err != nil {
 		return err
 	}
 	for _, a := range e.External {
-		if err := tx.Bucket(claimsBucket).Delete(key(a)); err != nil {
+		if err := tx.dropClaim(id, a); err != nil {
 			return err
 		}
 	}
-	tx.touched = append(tx.touched, e.External...)
 	return nil
 }
 
@@ -322,7 +275,7 @@ func release(tx *transaction, id string) error {
 func (s *Store) Upcoming(p pool.Pool, n int, usable func(netip.Addr) bool) ([]netip.Addr, error) {
 	var after netip.Addr
 	err := s.db.View(func(tx *bolt.Tx) error {
-		after, _ = netip.ParseAddr(string(tx.Bucket(cursorsBucket).Get([]byte(p.String()))))
+		after = s.cursor(tx, p)
 		return nil
 	})
 	if err != nil {
@@ -350,7 +303,7 @@ func (s *Store) Free(p pool.Pool) uint64 {
 	return p.Free(&s.taken)
 }
 
-// Claims returns which endpoint has which address.
+// Claims returns which endpoint of this host has which address on record.
 func (s *Store) Claims() (map[netip.Addr]string, error) { return s.byAddress(claimsBucket) }
 
 func (s *Store) byAddress(bucket []byte) (map[netip.Addr]string, error) {
@@ -371,7 +324,7 @@ func (s *Store) byAddress(bucket []byte) (map[netip.Addr]string, error) {
 func key(a netip.Addr) []byte { return []byte(a.String()) }
 
 // inside is the key of what a container's addresses had last.
-func inside(e Endpoint) []byte { return fmt.Appendf(nil, "%s/%v", e.Network, e.Addresses) }
+func inside(e Endpoint) string { return fmt.Sprintf("%s/%v", e.Network, e.Addresses) }
 
 // texts and addresses are a list of addresses as a value.
 func texts(list []netip.Addr) []byte {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -20,17 +21,18 @@ var errDamaged = errors.New("the file is damaged")
 const schema = "1"
 
 // open opens a file that exists or not, and looks whether it is whole.
-func open(path string) (_ *Store, err error) {
+func open(path string, l Ledger) (_ *Store, err error) {
 	db, err := openBolt(path)
 	if err != nil {
 		return nil, fmt.Errorf("store: open %s: %w", path, err)
 	}
-	s := &Store{db: db}
-	for _, check := range []func() error{s.complete, s.readable, s.consistent, s.prepare, s.recallTaken} {
+	s := &Store{db: db, given: map[Claim]time.Time{}, works: works{keys: map[string]bool{}, ended: make(chan struct{})}}
+	for _, check := range []func() error{s.complete, s.readable, s.consistent, func() error { return s.prepare(l) }, s.recallTaken} {
 		if err := check(); err != nil {
 			return nil, errors.Join(fmt.Errorf("store: open %s: %w", path, err), db.Close())
 		}
 	}
+	s.ledger = l
 	return s, nil
 }
 
@@ -131,7 +133,7 @@ func recoverDamage(err *error) func() {
 }
 
 // prepare makes what a new file lacks, and refuses one of a later program.
-func (s *Store) prepare() error {
+func (s *Store) prepare(l Ledger) error {
 	return s.write(func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{
 			metaBucket, networksBucket, endpointsBucket, claimsBucket, reservedBucket, namesBucket, recentBucket, cursorsBucket,
@@ -143,11 +145,40 @@ func (s *Store) prepare() error {
 		meta := tx.Bucket(metaBucket)
 		switch v := string(meta.Get(schemaKey)); v {
 		case "":
-			return meta.Put(schemaKey, []byte(schema))
+			if err := meta.Put(schemaKey, []byte(schema)); err != nil {
+				return err
+			}
 		case schema:
-			return nil
 		default:
 			return fmt.Errorf("its schema is %s, of another extip; this one writes %s", v, schema)
 		}
+		return changeMedium(tx, l)
 	})
+}
+
+// changeMedium notes in the file whether claims are shared. If they are no longer,
+// the reservations that are in use here are in the file again; the others are
+// left to the hosts that go on.
+func changeMedium(btx *bolt.Tx, l Ledger) error {
+	meta := btx.Bucket(metaBucket)
+	if l != nil {
+		return meta.Put(sharedKey, []byte(l.Host()))
+	}
+	if meta.Get(sharedKey) == nil {
+		return nil
+	}
+	tx := fileTransaction(btx)
+	err := forEach(btx, endpointsBucket, func(_, value []byte) error {
+		var e Endpoint
+		if err := json.Unmarshal(value, &e); err != nil || e.Reservation == "" || e.State != Published {
+			return err
+		}
+		if err := reserve(tx, e); err != nil {
+			if _, kept := errors.AsType[*ReservedError](err); !kept {
+				return err
+			}
+		}
+		return nil
+	})
+	return errors.Join(err, meta.Delete(sharedKey))
 }

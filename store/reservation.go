@@ -1,7 +1,7 @@
 package store
 
 import (
-	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -34,7 +34,16 @@ func (r Reservation) isAmended() bool {
 func isSame(a, b []netip.Addr) bool { return len(missingIn(a, b))+len(missingIn(b, a)) == 0 }
 
 // Reservations returns all reservations, in order of their names.
-func (s *Store) Reservations() ([]Reservation, error) { return all[Reservation](s, namesBucket) }
+func (s *Store) Reservations() (list []Reservation, err error) {
+	if s.ledger == nil {
+		return all[Reservation](s, namesBucket)
+	}
+	err = s.ledger.Scan(namesPrefix, func(key string, value []byte) error { return appendJSON(&list, key, value) })
+	if err != nil {
+		return nil, fmt.Errorf("store: read the ledger: %w", err)
+	}
+	return list, nil
+}
 
 // Reserve keeps addresses under a name, beside those that it has, and returns
 // what it keeps then. It returns a *TakenError for one that an endpoint of
@@ -43,25 +52,24 @@ func (s *Store) Reservations() ([]Reservation, error) { return all[Reservation](
 func (s *Store) Reserve(name string, addrs []netip.Addr, rehearsal bool) (r Reservation, err error) {
 	reserve := func(tx *transaction) error {
 		r = Reservation{Name: name, Created: time.Now().UTC()}
-		if err := get(tx.Tx, namesBucket, name, &r); err != nil {
+		if err := tx.reservation(name, &r); err != nil {
 			return err
 		}
 		for _, a := range addrs {
-			if owner := tx.Bucket(claimsBucket).Get(key(a)); owner != nil {
-				taken := &TakenError{Address: a}
-				if err := get(tx.Tx, endpointsBucket, string(owner), &taken.Owner); err != nil {
-					return err
-				}
-				if taken.Owner.Reservation != name {
-					return taken
-				}
+			taken, err := tx.owner(a)
+			if err != nil {
+				return err
 			}
-			if other := tx.Bucket(reservedBucket).Get(key(a)); other != nil && string(other) != name {
-				return &ReservedError{Address: a, Name: string(other)}
+			if taken != nil && taken.Owner.Reservation != name {
+				return taken
+			}
+			if other := tx.keeper(a); other != "" && other != name {
+				return &ReservedError{Address: a, Name: other}
 			}
 		}
-		r.Addresses = append(r.Addresses, missingIn(r.Addresses, addrs)...)
-		return putReservation(tx, r)
+		before := r
+		r.Addresses = slices.Concat(r.Addresses, missingIn(r.Addresses, addrs))
+		return changeReservation(tx, before, r)
 	}
 	if rehearsal {
 		err = s.rehearse(reserve)
@@ -76,44 +84,41 @@ func (s *Store) Reserve(name string, addrs []netip.Addr, rehearsal bool) (r Rese
 func (s *Store) Unreserve(name string) error {
 	return s.update("unreserve "+name, func(tx *transaction) error {
 		var r Reservation
-		if err := get(tx.Tx, namesBucket, name, &r); err != nil {
+		if err := tx.reservation(name, &r); err != nil {
 			return err
 		}
-		return errors.Join(dropReserved(tx, name, r.Addresses), tx.Bucket(namesBucket).Delete([]byte(name)))
+		for _, a := range r.Addresses {
+			if err := tx.keep("", a); err != nil {
+				return err
+			}
+		}
+		return tx.view.set(Write{Key: namesPrefix + name})
 	})
 }
 
-// putReservation records a reservation, which keeps its addresses from then on.
-func putReservation(tx *transaction, r Reservation) error {
-	for _, a := range r.Addresses {
-		if err := tx.Bucket(reservedBucket).Put(key(a), []byte(r.Name)); err != nil {
+// changeReservation records what has become of a reservation. Whose names what
+// it keeps has, is known by its addresses before: the ledger may know more of one
+// than of the other, but not change without the reservation. That nobody else has
+// those that are new must be certain.
+func changeReservation(tx *transaction, before, r Reservation) error {
+	for _, a := range missingIn(r.Addresses, before.Addresses) {
+		if err := tx.keep("", a); err != nil {
 			return err
 		}
 	}
-	tx.touched = append(tx.touched, r.Addresses...)
-	return put(tx, namesBucket, r.Name, r)
-}
-
-// dropReserved frees addresses of those that a name keeps.
-func dropReserved(tx *transaction, name string, addrs []netip.Addr) error {
-	reserved := tx.Bucket(reservedBucket)
-	for _, a := range addrs {
-		if string(reserved.Get(key(a))) != name {
-			continue
-		}
-		if err := reserved.Delete(key(a)); err != nil {
+	for _, a := range missingIn(before.Addresses, r.Addresses) {
+		if err := tx.keep(r.Name, a); err != nil {
 			return err
 		}
 	}
-	tx.touched = append(tx.touched, addrs...)
-	return nil
+	return tx.setReservation(r)
 }
 
 // putEndpoint records an endpoint. Once it is published, its reservation holds:
 // not before, so that a container that could not be started reserves nothing.
 func putEndpoint(tx *transaction, e Endpoint) error {
 	var before Endpoint
-	if err := get(tx.Tx, endpointsBucket, e.ID, &before); err != nil {
+	if err := tx.get(endpointsBucket, e.ID, &before); err != nil {
 		return err
 	}
 	if e.State == Published && before.State != Published && e.Reservation != "" {
@@ -121,24 +126,43 @@ func putEndpoint(tx *transaction, e Endpoint) error {
 			return err
 		}
 	}
-	return put(tx, endpointsBucket, e.ID, e)
+	return tx.put(endpointsBucket, e.ID, e)
 }
 
 // reserve keeps the endpoint's addresses under its reservation's name, instead
 // of those that were kept under it before.
 func reserve(tx *transaction, e Endpoint) error {
 	r := Reservation{Name: e.Reservation, Created: e.Created}
-	if err := get(tx.Tx, namesBucket, r.Name, &r); err != nil {
+	if err := tx.reservation(r.Name, &r); err != nil {
 		return err
 	}
 	if r.First != nil && slices.Equal(r.Addresses, e.External) {
 		return nil
 	}
-	if err := dropReserved(tx, r.Name, r.Addresses); err != nil {
+	for _, a := range e.External {
+		if err := tx.mayKeep(e, a); err != nil {
+			return err
+		}
+	}
+	before := r
+	r.Addresses, r.First = e.External, e.External
+	return changeReservation(tx, before, r)
+}
+
+// mayKeep says who has an address that an endpoint has on record, nil if nobody
+// else does.
+func (tx *transaction) mayKeep(e Endpoint, a netip.Addr) error {
+	c, ok, err := tx.claimed(a)
+	if err != nil {
 		return err
 	}
-	r.Addresses, r.First = e.External, e.External
-	return putReservation(tx, r)
+	if ok && (c.Host != tx.plan.host || c.Endpoint != e.ID) {
+		return tx.takenBy(a, c)
+	}
+	if name := tx.keeper(a); name != "" && name != e.Reservation {
+		return &ReservedError{Address: a, Name: name}
+	}
+	return nil
 }
 
 // amend has an endpoint's reservation follow what it has lost and got.
@@ -147,17 +171,15 @@ func amend(tx *transaction, e Endpoint, gone, came []netip.Addr) error {
 		return nil
 	}
 	r := Reservation{Name: e.Reservation, Created: e.Created}
-	if err := get(tx.Tx, namesBucket, r.Name, &r); err != nil {
+	if err := tx.reservation(r.Name, &r); err != nil {
 		return err
 	}
-	if err := dropReserved(tx, r.Name, gone); err != nil {
-		return err
-	}
+	before := r
 	r.Addresses = slices.Concat(missingIn(gone, r.Addresses), missingIn(r.Addresses, came))
 	if isSame(r.Addresses, e.External) {
 		r.Addresses = e.External // in its order
 	}
-	return putReservation(tx, r)
+	return changeReservation(tx, before, r)
 }
 
 // PutFilter records an endpoint whose filter has changed. Its reservation
@@ -168,7 +190,7 @@ func (s *Store) PutFilter(e Endpoint, before Filter) error {
 			return err
 		}
 		var r Reservation
-		if err := get(tx.Tx, namesBucket, e.Reservation, &r); err != nil || r.Name == "" {
+		if err := tx.reservation(e.Reservation, &r); err != nil || r.Name == "" {
 			return err
 		}
 		if r.Filter == nil {
@@ -178,7 +200,7 @@ func (s *Store) PutFilter(e Endpoint, before Filter) error {
 		if e.Filter.Equal(r.FirstFilter) {
 			r.Filter = nil
 		}
-		return put(tx, namesBucket, r.Name, r)
+		return tx.setReservation(r)
 	})
 }
 
@@ -188,7 +210,7 @@ func recallFilter(tx *transaction, e Endpoint) (Filter, error) {
 	if e.Reservation == "" {
 		return e.Filter, nil
 	}
-	err := get(tx.Tx, namesBucket, e.Reservation, &r)
+	err := tx.reservation(e.Reservation, &r)
 	if err == nil && r.Filter != nil && r.FirstFilter.Equal(e.Filter) {
 		return *r.Filter, nil
 	}
@@ -201,7 +223,7 @@ func recall(tx *transaction, want Want) (Want, error) {
 		return want, nil
 	}
 	var r Reservation
-	if err := get(tx.Tx, namesBucket, want.Reservation, &r); err != nil {
+	if err := tx.reservation(want.Reservation, &r); err != nil {
 		return want, err
 	}
 	if len(want.Addresses) > 0 && !slices.Equal(want.Addresses, r.First) {

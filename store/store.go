@@ -4,19 +4,23 @@
 //
 // The file is a bbolt database of these buckets:
 //
-//	meta       schema → version
+//	meta       schema → version; shared → name of this host in the ledger
 //	networks   network id → Network, JSON
 //	endpoints  endpoint id → Endpoint, JSON
-//	claims     external address, text → id of the endpoint that has it
+//	claims     external address, text → id of the endpoint of this host that has it
 //	reserved   external address, text → name of the reservation that keeps it
 //	names      name of a reservation → Reservation, JSON
 //	recent     network id/container's addresses → external addresses it had last
 //	cursors    pool, text → its address that was handed out last
+//
+// Hosts that share a pool have claims and reservations in a Ledger: a write of
+// such a Store goes into that first, and then into the file. Reservations are in
+// the ledger only; reserved and names have those of before it was shared, until
+// Reclaim takes them along.
 package store
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -242,6 +246,7 @@ var (
 	recentBucket    = []byte("recent")
 	cursorsBucket   = []byte("cursors")
 	schemaKey       = []byte("schema")
+	sharedKey       = []byte("shared")
 )
 
 // Store is an open file. Its methods may be called concurrently; each write
@@ -249,23 +254,29 @@ var (
 type Store struct {
 	db    *bolt.DB
 	aside string
-	// mu is held while the file is written, and guards taken: the addresses
-	// that are claimed or reserved.
+	// ledger has claims and reservations that are shared; nil if they aren't.
+	ledger Ledger
+	// mu is held while the file is written, and guards what follows: the
+	// addresses that are claimed or reserved, and what is under way.
 	mu    sync.Mutex
 	taken pool.Set
-	// Intercept, if set, is asked before each write; its error is the
-	// write's. Tests make a disk full with it, or the program end.
+	works works
+	given map[Claim]time.Time // not recorded yet, and first seen then
+	// Intercept, if set, is asked before each write of the file; its error is
+	// the write's. Tests make a disk full with it, or the program end.
 	Intercept func(what string) error
 }
 
 // Open opens the file, or makes it with its folder. It returns ErrLocked if
 // another process keeps it open for more than a second. A file that is damaged
 // is set aside and a new one begun; SetAside then tells.
-func Open(path string) (*Store, error) {
+func Open(path string) (*Store, error) { return openSound(path, nil) }
+
+func openSound(path string, l Ledger) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	s, err := open(path)
+	s, err := open(path, l)
 	if !errors.Is(err, errDamaged) {
 		return s, err
 	}
@@ -273,7 +284,7 @@ func Open(path string) (*Store, error) {
 	if rerr := os.Rename(path, aside); rerr != nil {
 		return nil, errors.Join(err, fmt.Errorf("store: set aside: %w", rerr))
 	}
-	if s, err = open(path); err == nil {
+	if s, err = open(path, l); err == nil {
 		s.aside = aside
 	}
 	return s, err
@@ -289,7 +300,7 @@ func (s *Store) Close() error { return s.db.Close() }
 // PutNetwork records a network, new or changed.
 func (s *Store) PutNetwork(n Network) error {
 	return s.update("put network "+short(n.ID), func(tx *transaction) error {
-		return put(tx, networksBucket, n.ID, n)
+		return tx.put(networksBucket, n.ID, n)
 	})
 }
 
@@ -299,11 +310,11 @@ func (s *Store) DeleteNetwork(id string) error {
 		prefix := []byte(id + "/")
 		c := tx.Bucket(recentBucket).Cursor()
 		for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Seek(prefix) {
-			if err := c.Delete(); err != nil {
+			if err := tx.write(recentBucket, string(k), nil); err != nil {
 				return err
 			}
 		}
-		return tx.Bucket(networksBucket).Delete([]byte(id))
+		return tx.write(networksBucket, id, nil)
 	})
 }
 
@@ -322,8 +333,9 @@ func (s *Store) RetireEndpoint(e Endpoint) error {
 		if err := release(tx, e.ID); err != nil {
 			return err
 		}
-		e.External, e.State = nil, Retired
-		return put(tx, endpointsBucket, e.ID, e)
+		retired := e
+		retired.External, retired.State = nil, Retired
+		return tx.put(endpointsBucket, e.ID, retired)
 	})
 }
 
@@ -335,7 +347,7 @@ func (s *Store) DeleteEndpoints(ids ...string) error {
 			if err := release(tx, id); err != nil {
 				return err
 			}
-			if err := tx.Bucket(endpointsBucket).Delete([]byte(id)); err != nil {
+			if err := tx.write(endpointsBucket, id, nil); err != nil {
 				return err
 			}
 		}
@@ -345,105 +357,3 @@ func (s *Store) DeleteEndpoints(ids ...string) error {
 
 // Endpoints returns all endpoints.
 func (s *Store) Endpoints() ([]Endpoint, error) { return all[Endpoint](s, endpointsBucket) }
-
-// A transaction collects the addresses about which it may change whether they
-// are taken.
-type transaction struct {
-	*bolt.Tx
-	touched []netip.Addr
-}
-
-func (s *Store) update(what string, fn func(*transaction) error) error {
-	if s.Intercept != nil {
-		if err := s.Intercept(what); err != nil {
-			return fmt.Errorf("store: %s: %w", what, err)
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	free := map[netip.Addr]bool{}
-	err := s.write(func(btx *bolt.Tx) error {
-		tx := &transaction{Tx: btx}
-		if err := fn(tx); err != nil {
-			return err
-		}
-		for _, a := range tx.touched {
-			free[a] = tx.isFree(a, "")
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("store: %s: %w", what, err)
-	}
-	for a, isFree := range free {
-		if isFree {
-			s.taken.Remove(a)
-		} else {
-			s.taken.Add(a)
-		}
-	}
-	return nil
-}
-
-// rehearse calls fn in a transaction that changes nothing in the end.
-func (s *Store) rehearse(fn func(*transaction) error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	tx, err := s.db.Begin(true)
-	if err == nil {
-		err = errors.Join(fn(&transaction{Tx: tx}), tx.Rollback())
-	}
-	if err != nil {
-		return fmt.Errorf("store: rehearse: %w", err)
-	}
-	return nil
-}
-
-// write is bbolt's Update; damage that it meets is an error.
-func (s *Store) write(fn func(*bolt.Tx) error) (err error) {
-	defer recoverDamage(&err)()
-	return s.db.Update(fn)
-}
-
-func put(tx *transaction, bucket []byte, id string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return tx.Bucket(bucket).Put([]byte(id), b)
-}
-
-// get reads a record into v; an absent one leaves v alone.
-func get(tx *bolt.Tx, bucket []byte, id string, v any) error {
-	b := tx.Bucket(bucket).Get([]byte(id))
-	if b == nil {
-		return nil
-	}
-	return json.Unmarshal(b, v)
-}
-
-// forEach reads a bucket, which a file that was just begun doesn't have.
-func forEach(tx *bolt.Tx, bucket []byte, fn func(k, v []byte) error) error {
-	if b := tx.Bucket(bucket); b != nil {
-		return b.ForEach(fn)
-	}
-	return nil
-}
-
-func all[T any](s *Store, bucket []byte) ([]T, error) {
-	var list []T
-	err := s.db.View(func(tx *bolt.Tx) error {
-		return forEach(tx, bucket, func(k, b []byte) error {
-			var v T
-			if err := json.Unmarshal(b, &v); err != nil {
-				return fmt.Errorf("%s: %w", k, err)
-			}
-			list = append(list, v)
-			return nil
-		})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("store: read %s: %w", bucket, err)
-	}
-	return list, nil
-}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -145,97 +144,19 @@ func TestSurvivesReopening(t *testing.T) {
 	}
 }
 
-func TestClaims(t *testing.T) {
+// TestForgetsWithNetwork: which address a container had last is forgotten with its
+// network.
+func TestForgetsWithNetwork(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
-	p := parse(t, "203.0.113.56-203.0.113.58")
-	a56, a57 := netip.MustParseAddr("203.0.113.56"), netip.MustParseAddr("203.0.113.57")
-	owner := Endpoint{ID: "0123456789abcdef", Network: "n1", Name: "mail", Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.2/16")}}
-	if _, err := s.CreateEndpoint(owner, Want{Addresses: []netip.Addr{a56}}); err != nil {
-		t.Fatal(err)
-	}
-
-	_, err := s.CreateEndpoint(Endpoint{ID: "e2"}, Want{Addresses: []netip.Addr{a57, a56}})
-	var taken *TakenError
-	if !errors.As(err, &taken) || taken.Owner.ID != owner.ID || taken.Address != a56 {
-		t.Fatalf("a claimed address: %v", err)
-	}
-	for _, want := range []string{"203.0.113.56", "mail", "0123456789ab", "172.31.0.2", "n1"} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("error %q lacks %q", err, want)
-		}
-	}
-	checkInvariants(t, s) // 57 is not left claimed
-
-	not57 := func(a netip.Addr) string {
-		if a == a57 {
-			return "is used by 02:00:00:00:00:01"
-		}
-		return ""
-	}
-	at := func(inside string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(inside)} }
-	e2, err := s.CreateEndpoint(Endpoint{ID: "e2", Addresses: at("172.31.0.3/16")}, Want{Pools: []pool.Pool{p}, Unusable: not57})
-	if err != nil || len(e2.External) != 1 || e2.External[0].String() != "203.0.113.58" {
-		t.Fatalf("from the pool: %v, %v", e2.External, err)
-	}
-	_, err = s.CreateEndpoint(Endpoint{ID: "e3"}, Want{Pools: []pool.Pool{p}, Unusable: not57})
-	var full *ExhaustedError
-	if !errors.As(err, &full) || full.InUse != 2 || len(full.Unusable) != 1 {
-		t.Fatalf("a full pool: %v", err)
-	}
-	if want := "2 of 3 addresses are in use by mail, e2, 1 can't be used: 203.0.113.57 is used by 02:00:00:00:00:01"; !strings.Contains(err.Error(), want) {
-		t.Errorf("error %q lacks %q", err, want)
-	}
-
-	for range 2 {
-		if err := s.DeleteEndpoints("e2"); err != nil {
-			t.Error(err)
-		}
-	}
-	e3, err := s.CreateEndpoint(Endpoint{ID: "e3", Addresses: at("172.31.0.4/16")}, Want{Pools: []pool.Pool{p}})
-	if err != nil || e3.External[0] != a57 {
-		t.Errorf("after %v: got %v, %v", e2.External, e3.External, err)
-	}
-	for _, a := range []string{"203.0.113.56", "203.0.113.61"} {
-		if _, err := s.CreateEndpoint(owner, Want{Addresses: []netip.Addr{netip.MustParseAddr(a)}}); err != nil {
-			t.Errorf("the same endpoint once more with %s: %v", a, err)
-		}
-	}
-}
-
-// TestSameAddressAgain: a container that is started again keeps its external
-// address, as long as nobody else has it.
-func TestSameAddressAgain(t *testing.T) {
-	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
-	p := parse(t, "203.0.113.56-203.0.113.59")
-	create := func(id, network, inside string) string {
-		t.Helper()
-		e, err := s.CreateEndpoint(Endpoint{ID: id, Network: network, Addresses: []netip.Prefix{netip.MustParsePrefix(inside)}}, Want{Pools: []pool.Pool{p}})
-		if err != nil {
+	for i, network := range []string{"n1", "n1", "n2", "n3"} {
+		e := Endpoint{ID: fmt.Sprint("e", i), Network: network, Addresses: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("172.31.0.%d/16", i+2))}}
+		if _, err := s.CreateEndpoint(e, Want{Pools: []pool.Pool{parse(t, "203.0.113.56-203.0.113.59")}}); err != nil {
 			t.Fatal(err)
 		}
-		return e.External[0].String()
 	}
-	for _, tt := range []struct{ remove, id, network, inside, want string }{
-		{"", "e1", "n1", "172.31.0.2/16", "203.0.113.56"},
-		{"", "e2", "n1", "172.31.0.3/16", "203.0.113.57"},
-		{"e1", "e3", "n1", "172.31.0.2/16", "203.0.113.56"},
-		{"", "e4", "n2", "172.31.0.2/16", "203.0.113.57+"}, // another network's
-		{"e2", "e5", "n1", "172.31.0.3/16", "203.0.113.57"},
-	} {
-		if tt.remove != "" {
-			if err := s.DeleteEndpoints(tt.remove); err != nil {
-				t.Fatal(err)
-			}
-		}
-		got := create(tt.id, tt.network, tt.inside)
-		if want, other := strings.CutSuffix(tt.want, "+"); (got == want) == other {
-			t.Errorf("%s: got %s, want %s", tt.id, got, tt.want)
-		}
-	}
-	if err := errors.Join(s.DeleteEndpoints("e3", "e5"), s.DeleteNetwork("n1")); err != nil {
+	if err := errors.Join(s.DeleteEndpoints("e0", "e1"), s.DeleteNetwork("n1")); err != nil {
 		t.Fatal(err)
 	}
-	create("e6", "n1", "172.31.0.2/16")
 	err := s.db.View(func(tx *bolt.Tx) error {
 		if n := tx.Bucket(recentBucket).Stats().KeyN; n != 2 {
 			t.Errorf("%d addresses are remembered, want 2", n)
@@ -244,148 +165,6 @@ func TestSameAddressAgain(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
-	}
-}
-
-// TestReservation: who names a reservation gets its addresses, whatever came
-// between, and nobody else does.
-func TestReservation(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "extip.db")
-	s := openTest(t, path)
-	pools := []pool.Pool{parse(t, "203.0.113.56-203.0.113.57"), parse(t, "2001:db8::56/127")}
-	serial := 0
-	create := func(reservation string, want Want) (Endpoint, error) {
-		serial++
-		want.Reservation = reservation
-		e, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprint("e", serial), Network: "n1", Addresses: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("172.31.0.%d/16", serial))}}, want)
-		if err == nil {
-			e.State = Published
-			err = s.PutEndpoint(e)
-		}
-		return e, err
-	}
-	mail, err := create("mail", Want{Pools: pools})
-	if got := fmt.Sprint(mail.External); err != nil || got != "[203.0.113.56 2001:db8::56]" {
-		t.Fatalf("first: %s, %v", got, err)
-	}
-	if _, err := create("mail", Want{Pools: pools}); !strings.Contains(fmt.Sprint(err), "203.0.113.56 is taken by endpoint e1") {
-		t.Errorf("at the same time: %v", err)
-	}
-	if err := s.DeleteEndpoints(mail.ID); err != nil {
-		t.Fatal(err)
-	}
-	other, err := create("", Want{Pools: pools})
-	if got := fmt.Sprint(other.External); err != nil || got != "[203.0.113.57 2001:db8::57]" {
-		t.Errorf("another one: %s, %v", got, err)
-	}
-	_, err = create("", Want{Pools: pools})
-	if full, ok := errors.AsType[*ExhaustedError](err); !ok || full.InUse != 1 || len(full.Reserved) != 1 ||
-		!strings.Contains(err.Error(), `in use by e3, 1 reserved as mail`) {
-		t.Errorf("exhausted: %v", err)
-	}
-	_, err = create("web", Want{Addresses: mail.External})
-	if reserved, ok := errors.AsType[*ReservedError](err); !ok || reserved.Name != "mail" || reserved.Address != mail.External[0] {
-		t.Errorf("asked for by another name: %v", err)
-	}
-	misfit := errors.New("not here")
-	if _, err := create("mail", Want{Pools: pools, Fits: func(netip.Addr, bool) error { return misfit }}); !errors.Is(err, misfit) {
-		t.Errorf("where it doesn't fit: %v", err)
-	}
-	for range 2 {
-		again, err := create("mail", Want{Pools: pools})
-		if fmt.Sprint(again.External) != fmt.Sprint(mail.External) || err != nil {
-			t.Errorf("again: %v, %v", again.External, err)
-		}
-		if err := s.DeleteEndpoints(again.ID); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// Addresses that are asked for take the place of those reserved before.
-	asked, a57 := netip.MustParseAddr("203.0.113.99"), netip.MustParseAddr("203.0.113.57")
-	moved, err := create("mail", Want{Addresses: []netip.Addr{asked}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	free, err := create("", Want{Pools: pools[:1]})
-	if got := fmt.Sprint(free.External); err != nil || got != "[203.0.113.56]" {
-		t.Errorf("what is no longer reserved: %s, %v", got, err)
-	}
-	if err := s.DeleteEndpoints(moved.ID, free.ID, other.ID); err != nil {
-		t.Fatal(err)
-	}
-	both, err := create("mail", Want{Pools: pools})
-	if got := fmt.Sprint(both.External); err != nil || got != "[203.0.113.99 2001:db8::56]" {
-		t.Errorf("one of a family that it lacks: %s, %v", got, err)
-	}
-	// Who never got as far as being published reserves nothing.
-	failed, err := s.CreateEndpoint(Endpoint{ID: "failed", Network: "n9", State: Plumbed}, Want{Addresses: []netip.Addr{a57}, Reservation: "web"})
-	if err := errors.Join(err, s.DeleteEndpoints(failed.ID)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := create("", Want{Addresses: failed.External}); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestHandedOutInTurn: a pool that several networks share hands out the address
-// that was free longest, also after a restart.
-func TestHandedOutInTurn(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "extip.db")
-	s, err := Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := parse(t, "203.0.113.56-203.0.113.59")
-	for i, want := range []string{"203.0.113.56", "203.0.113.57", "203.0.113.58", "203.0.113.59", "203.0.113.56"} {
-		if upcoming, err := s.Upcoming(p, 9, func(netip.Addr) bool { return true }); err != nil || len(upcoming) != 4 || upcoming[0].String() != want {
-			t.Errorf("upcoming: %v, %v; want four from %s", upcoming, err, want)
-		}
-		e := Endpoint{ID: "e", Network: fmt.Sprint("n", i), Addresses: []netip.Prefix{netip.MustParsePrefix("172.31.0.2/16")}}
-		got, err := s.CreateEndpoint(e, Want{Pools: []pool.Pool{p}})
-		if err != nil || got.External[0].String() != want {
-			t.Errorf("got %v, %v, want %s", got.External, err, want)
-		}
-		if err := errors.Join(s.DeleteEndpoints("e"), s.Close()); err != nil {
-			t.Fatal(err)
-		}
-		if s, err = Open(path); err != nil {
-			t.Fatal(err)
-		}
-	}
-	prefer := netip.MustParseAddr("203.0.113.59")
-	got, err := s.CreateEndpoint(Endpoint{ID: "e", Network: "n"}, Want{Pools: []pool.Pool{p}, Prefer: []netip.Addr{prefer}})
-	if err != nil || got.External[0] != prefer {
-		t.Errorf("preferred: %v, %v", got.External, err)
-	}
-	if err := s.Close(); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestParallelClaimsAreUnique(t *testing.T) {
-	s := openTest(t, filepath.Join(t.TempDir(), "extip.db"))
-	p := parse(t, "203.0.113.0/27")
-	var wg sync.WaitGroup
-	var full sync.Map
-	for i := range 40 {
-		wg.Go(func() {
-			_, err := s.CreateEndpoint(Endpoint{ID: fmt.Sprint("e", i)}, Want{Pools: []pool.Pool{p}})
-			if err != nil {
-				full.Store(i, err)
-			}
-		})
-	}
-	wg.Wait()
-	failed := 0
-	full.Range(func(_, err any) bool {
-		failed++
-		if _, ok := errors.AsType[*ExhaustedError](err.(error)); !ok {
-			t.Error(err)
-		}
-		return true
-	})
-	if claims, err := s.Claims(); len(claims) != 32 || failed != 8 || err != nil {
-		t.Errorf("%d claims and %d refusals, want 32 and 8; %v", len(claims), failed, err)
 	}
 }
 

@@ -89,6 +89,7 @@ func (a *app) verbs() []*cobra.Command {
 		a.show(),
 		a.networks(),
 		a.reservations(),
+		a.hosts(),
 		a.rules(),
 		a.check(),
 		a.doctor(),

@@ -151,18 +151,21 @@ func TestLooks(t *testing.T) {
 	with := func() *app { return &app{plugin: admin.NewClient(socket), engine: fakeEngine{}} }
 	golden(t, "looks.txt", transcript(t, with,
 		"status", "show 203.0.113.57", "show web", "show 2e1b2c3d4e5f", "show c0ffee000001", "show 203.0.113.99", "show nobody",
-		"networks", "reservations", "check", "doctor", "trace 203.0.113.56:80", "trace [2001:db8::56]:53/udp --from 2001:db8::9 --json", "export", "version", "--version"))
+		"networks", "reservations", "hosts", "check", "doctor", "trace 203.0.113.56:80", "trace [2001:db8::56]:53/udp --from 2001:db8::9 --json", "export", "version", "--version"))
 	plugin.Has[0].Container = ""
 	if got := run(t, with(), "show", "web"); !strings.Contains(got, "container    web\n") {
 		t.Errorf("a name that the plugin doesn't know:\n%s", got)
 	}
 	plugin.Has[0].Container = "web"
 	golden(t, "looks.json.txt", transcript(t, with,
-		"status --json", "show mail --json", "networks --json", "reservations --json", "check --json", "version --json"))
+		"status --json", "show mail --json", "networks --json", "reservations --json", "hosts --json", "check --json", "version --json"))
 	plugin.Differs = []string{"alias 203.0.113.56 is missing on br-ex", "the rules of container web are missing"}
 	golden(t, "check.txt", transcript(t, with, "check", "check --json"))
-	plugin.Has, plugin.Nets, plugin.Kept = nil, nil, nil
-	golden(t, "empty.txt", transcript(t, with, "status", "status --json", "networks", "networks --json", "reservations", "reservations --json"))
+	plugin.Has[1].Reason, plugin.Has[1].HeldBy = "it is held by host docker2", "docker2"
+	plugin.Hosts[0].ApartSince, plugin.Hosts[1].Alive = admintest.Now.Add(-90*time.Second), true
+	golden(t, "apart.txt", transcript(t, with, "status", "show mail", "hosts"))
+	plugin.Has, plugin.Nets, plugin.Kept, plugin.Hosts = nil, nil, nil, nil
+	golden(t, "empty.txt", transcript(t, with, "status", "status --json", "networks", "networks --json", "reservations", "reservations --json", "hosts", "hosts --json"))
 }
 
 // TestWithoutEngine: addresses can be looked at without it, networks by their
@@ -210,7 +213,7 @@ func TestChanges(t *testing.T) {
 		"attach web", "attach c0ffee000001 203.0.113.60 2001:db8::60", "attach web --dry-run", "attach both 203.0.113.60",
 		"attach both 203.0.113.60 --network shop", "attach both --network 0a1b2c3d4e5f", "attach web --network shop",
 		"attach stopped", "attach plain", "attach nobody",
-		"detach 203.0.113.60", "detach ::ffff:203.0.113.60 --dry-run --json", "move 203.0.113.56 web", "move 203.0.113.56 both --network web-network --drain",
+		"detach 203.0.113.60", "detach ::ffff:203.0.113.60 --dry-run --json", "move 203.0.113.56 web", "move 203.0.113.56 both --network web-network --drain", "move 203.0.113.56 docker2/web", "move 203.0.113.56 docker2/web --dry-run",
 		"adopt --dry-run", "ports web tcp/80,icmp", "allow web 192.0.2.0/24 --dry-run", "allow web",
 		"limit web rate=50/s --dry-run", "limit 203.0.113.56 connections=20000,rate=500/s", "limit 203.0.113.99 none", "limit web",
 		"reserve mail 203.0.113.60 203.0.113.61", "unreserve mail --quiet", "unreserve mail --json", "reconcile", "reconcile --dry-run"))
@@ -257,7 +260,7 @@ func TestCompletion(t *testing.T) {
 		{"detach|203.0.113.56|", ""},
 		{"attach|", "both web"},
 		{"attach|web|", ""},
-		{"move|203.0.113.56|", "both web"},
+		{"move|203.0.113.56|", "both web docker2/\ta container of that host"},
 		{"move|203.0.113.56|web|", ""},
 		{"unreserve|", "mail spare"},
 		{"attach|web|--network|", "web-network shop"},

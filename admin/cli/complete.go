@@ -76,6 +76,17 @@ func (a *app) completeContainers(ctx context.Context) (list []cobra.Completion) 
 	return list
 }
 
+// completeHosts are the beginnings of containers of other hosts.
+func (a *app) completeHosts(ctx context.Context) (list []cobra.Completion) {
+	hosts, _ := a.plugin.Hosts(ctx)
+	for _, h := range hosts {
+		if !h.Own {
+			list = append(list, cobra.CompletionWithDesc(h.Name+"/", "a container of that host"))
+		}
+	}
+	return list
+}
+
 func (a *app) completeReservations(ctx context.Context) (list []cobra.Completion) {
 	records, _ := a.plugin.Reservations(ctx)
 	for _, r := range records {

@@ -47,7 +47,7 @@ func (a *app) describe(out io.Writer, d address) {
 		_, _ = fmt.Fprintf(out, "  %-12s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	_, _ = fmt.Fprintln(out, d.External)
-	line("state", "%s, the container's for %s", a.paintState("STATE", d.State), a.age(d.Since))
+	line("state", "%s, the container's for %s", a.paintState("STATE", d.state()), a.age(d.Since))
 	if d.Reason != "" {
 		line("", "%s", d.Reason)
 	}

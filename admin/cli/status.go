@@ -23,8 +23,9 @@ and SENT are bytes, if the plugin runs with --accounting. On a narrow terminal s
 columns are left out; extip show has them all.
 
 An address that is withheld is not reachable now; why is said below the list. One
-that drains belongs to another container already, and stays with this one only for
-connections that were there before.`,
+that is lost is not either: another host of the cluster has it. One that drains
+belongs to another container already, and stays with this one only for connections
+that were there before.`,
 		Example: `  extip status
   extip status --watch
   extip status --json | jq -r '.[] | select(.state != "published") | .external'`,
@@ -73,7 +74,7 @@ func (a *app) printStatus(cmd *cobra.Command) error {
 		for i, d := range list {
 			cells := counted(d)
 			known = max(known, len(cells))
-			rows[i] = append([]string{d.External.String(), text(d.Internal), d.container(), d.network(), d.Parent, d.State, a.age(d.Since)}, cells...)
+			rows[i] = append([]string{d.External.String(), text(d.Internal), d.container(), d.network(), d.Parent, d.state(), a.age(d.Since)}, cells...)
 		}
 		// What is known of no address has no column.
 		columns = columns[:len(columns)-most+known]
@@ -85,10 +86,21 @@ func (a *app) printStatus(cmd *cobra.Command) error {
 		table(out, a.width, columns, rows, a.paintState)
 		for _, d := range list {
 			if d.Reason != "" {
-				_, _ = fmt.Fprintf(out, "%s is %s: %s\n", d.External, d.State, d.Reason)
+				_, _ = fmt.Fprintf(out, "%s is %s: %s\n", d.External, d.state(), d.Reason)
 			}
 		}
 	})
+}
+
+// stateLost is shown of an address that is withheld because another host has it.
+const stateLost = "lost"
+
+// state is what is shown of an address.
+func (d address) state() string {
+	if d.HeldBy != "" {
+		return stateLost
+	}
+	return d.State
 }
 
 func (a *app) paintState(title, cell string) string {
@@ -98,7 +110,7 @@ func (a *app) paintState(title, cell string) string {
 	switch cell {
 	case driver.StatePublished:
 		return a.colored(green, cell)
-	case driver.StateWithheld:
+	case driver.StateWithheld, stateLost:
 		return a.colored(red, cell)
 	default:
 		return a.colored(yellow, cell)

@@ -19,7 +19,7 @@ const (
 )
 
 // Example is a plugin with something of everything: two networks, and
-// containers web, mail and one with a long name.
+// containers web, mail and one with a long name, on one of two hosts.
 func Example() *Plugin {
 	addr := netip.MustParseAddr
 	long := "production_frontend_reverse-proxy_1"
@@ -52,6 +52,10 @@ func Example() *Plugin {
 		Kept: []store.Reservation{
 			{Name: "mail", Addresses: []netip.Addr{addr("203.0.113.57")}, Created: Now.Add(-50 * 24 * time.Hour)},
 			{Name: "spare", Addresses: []netip.Addr{addr("203.0.113.61"), addr("2001:db8::61")}, Created: Now.Add(-time.Hour)},
+		},
+		Hosts: []driver.Member{
+			{Name: "docker1", Own: true, Alive: true, Claims: 4, MACs: []string{"02:00:00:00:00:01"}, Version: "v1.2.3", TTL: 10, Seen: Now.Add(-3 * time.Hour)},
+			{Name: "docker2", Claims: 0, MACs: []string{"02:00:00:00:00:02"}, TTL: 10, Seen: Now.Add(-2 * time.Minute)},
 		},
 	}
 }

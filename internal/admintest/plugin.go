@@ -23,6 +23,7 @@ type Plugin struct {
 	Has     []driver.Address
 	Nets    []driver.NetworkInfo
 	Kept    []store.Reservation
+	Hosts   []driver.Member
 	Differs []string
 	// Left and Err are answers of all changes.
 	Left []string
@@ -67,6 +68,9 @@ func (p *Plugin) NetworkInfos() []driver.NetworkInfo { return p.Nets }
 
 // Reservations implements admin.Looker.
 func (p *Plugin) Reservations() ([]store.Reservation, error) { return p.Kept, p.Err }
+
+// Members implements admin.Looker.
+func (p *Plugin) Members() ([]driver.Member, error) { return p.Hosts, p.Err }
 
 // Check implements admin.Looker.
 func (p *Plugin) Check() ([]string, error) { return p.Differs, p.Err }

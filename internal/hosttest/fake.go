@@ -61,6 +61,8 @@ type Host struct {
 	// read it.
 	counters  map[netip.Addr]nat.Counters
 	uncounted error
+	steps     []string
+	plug
 }
 
 // New returns a machine with the interface eth0, which has the default route,
@@ -151,6 +153,7 @@ func (h *Host) write(what string) error {
 	if h.writes == h.FailAt {
 		return fmt.Errorf("%s: %w", what, ErrInjected)
 	}
+	h.steps = append(h.steps, what)
 	return nil
 }
 
@@ -301,6 +304,14 @@ func (h *Host) Take(host string) {
 
 // EnsureAlias implements driver.Addresses.
 func (h *Host) EnsureAlias(parent string, a netip.Addr) error {
+	err := h.putAlias(parent, a)
+	if err == nil && h.wire != nil {
+		h.wire.put(h, parent, a)
+	}
+	return err
+}
+
+func (h *Host) putAlias(parent string, a netip.Addr) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err := h.write("alias " + a.String()); err != nil {

@@ -1,0 +1,140 @@
+package store
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// An address changes hosts in one transaction of the ledger: before, the one has
+// it, and after, the other. Each of them has it on record a moment longer or later;
+// if one of them ends in between, Reclaim finds out.
+
+// HandOver gives an address of an endpoint of this host to one of another host,
+// and records the endpoint as it is given, which is without the address. The
+// reservations of both follow. It returns a *TakenError or *ReservedError if
+// somebody else has the address, and what Ledger.Commit says if the other host is
+// not alive. After ErrApart it may have been handed over: then Reclaim finds it
+// lost.
+func (s *Store) HandOver(e Endpoint, a netip.Addr, to Claim) error {
+	if s.ledger == nil {
+		return errNotShared
+	}
+	return s.update(fmt.Sprintf("hand %s over to host %s", a, to.Host), func(tx *transaction) error {
+		c, ok, err := tx.claimed(a)
+		switch {
+		case err != nil:
+			return err
+		case ok && (c.Host != tx.plan.host || c.Endpoint != e.ID):
+			return tx.takenBy(a, c)
+		case !ok:
+			return fmt.Errorf("%s is not claimed at the moment", a)
+		}
+		if err := tx.dropClaim(e.ID, a); err != nil {
+			return err
+		}
+		if err := amend(tx, e, []netip.Addr{a}, nil); err != nil {
+			return err
+		}
+		if name := tx.keeper(a); name != "" && name != to.Reservation {
+			return &ReservedError{Address: a, Name: name}
+		}
+		given := to
+		given.From, given.Since = tx.plan.host, time.Now().UTC()
+		if err := tx.setClaim(a, given); err != nil {
+			return err
+		}
+		if err := amend(tx, Endpoint{Reservation: to.Reservation, Created: given.Since}, nil, []netip.Addr{a}); err != nil {
+			return err
+		}
+		return tx.put(endpointsBucket, e.ID, e)
+	})
+}
+
+// TakeOver records an endpoint as it is given, which is with an address that
+// HandOver gave to it, as Given says. It returns a *TakenError or *ReservedError if the
+// address is no longer, or not only, the endpoint's. While the ledger gives no answer, what is
+// known of it has to do. It is recorded first, and then the ledger says no longer
+// that it was handed over: a crash in between is for Reclaim.
+func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
+	if s.ledger == nil {
+		return errNotShared
+	}
+	if !slices.Contains(e.External, a) {
+		e.External = append(slices.Clone(e.External), a)
+	}
+	err := s.update(fmt.Sprintf("take %s over", a), func(tx *transaction) error {
+		c, ok, err := tx.claimed(a)
+		switch {
+		case err != nil:
+			return err
+		case ok && (c.Host != tx.plan.host || c.Endpoint != e.ID):
+			return tx.takenBy(a, c)
+		case !ok:
+			return fmt.Errorf("%s is not claimed at the moment", a)
+		}
+		if id := string(tx.read(claimsBucket, a.String())); id != "" && id != e.ID {
+			return tx.takenBy(a, Claim{Host: tx.plan.host, Endpoint: id})
+		}
+		if name := tx.keeper(a); name != "" && name != e.Reservation {
+			return &ReservedError{Address: a, Name: name}
+		}
+		tx.touched = append(tx.touched, a)
+		if err := tx.write(claimsBucket, a.String(), []byte(e.ID)); err != nil {
+			return err
+		}
+		return tx.put(endpointsBucket, e.ID, e)
+	})
+	if err != nil {
+		return err
+	}
+	// Reclaim does it otherwise.
+	_ = s.update("have taken over", func(tx *transaction) error {
+		_, err := s.reclaim(tx, a, false)
+		return err
+	})
+	return nil
+}
+
+// Given returns what other hosts have handed over to endpoints of this host and
+// TakeOver has not recorded yet, as far as is known. Reclaim leaves it to them
+// for a minute.
+func (s *Store) Given() (map[netip.Addr]Claim, error) {
+	given := map[netip.Addr]Claim{}
+	if s.ledger == nil {
+		return given, nil
+	}
+	err := s.ledger.Scan(claimsPrefix, func(key string, value []byte) error {
+		c, _, err := parseClaim(value)
+		if a, ok := addressOf(key); ok && c.Host == s.ledger.Host() && c.From != "" {
+			given[a] = c
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("store: read the ledger: %w", err)
+	}
+	err = s.db.View(func(btx *bolt.Tx) error {
+		tx := fileTransaction(btx)
+		for a, c := range given {
+			if tx.read(claimsBucket, a.String()) != nil || !tx.isGiven(c) {
+				delete(given, a)
+			}
+		}
+		return nil
+	})
+	return given, err
+}
+
+// isGiven tells whether a claim of this host was handed over, to an endpoint that
+// is still there, and with the reservation that it was then.
+func (tx *transaction) isGiven(c Claim) bool {
+	if c.From == "" {
+		return false
+	}
+	e := Endpoint{State: Retired}
+	return tx.get(endpointsBucket, c.Endpoint, &e) == nil && e.State != Retired && e.Reservation == c.Reservation
+}
