@@ -62,7 +62,7 @@ func (d *Driver) syncBarrier(but ...netip.Addr) (changed []string, err error) {
 		d.log.Warnf("external addresses are spread over so many ranges that %d are left out of the barrier: while rules are missing, this host may answer on these", rest)
 	}
 	if d.beyond = rest; err == nil {
-		d.behind = prefixes
+		d.bars = prefixes
 	}
 	return changed, err
 }
@@ -72,7 +72,7 @@ func (d *Driver) syncBarrier(but ...netip.Addr) (changed []string, err error) {
 func (d *Driver) isBarred(a netip.Addr) bool {
 	d.barring.Lock()
 	defer d.barring.Unlock()
-	return slices.ContainsFunc(d.behind, func(p netip.Prefix) bool { return p.Contains(a) })
+	return slices.ContainsFunc(d.bars, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // barrierStep is for addresses about to be published. Those of a pool are barred

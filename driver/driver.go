@@ -56,7 +56,7 @@ type Driver struct {
 	// can't keep one.
 	pools    map[string]pool.Pool
 	barring  sync.Mutex
-	behind   []netip.Prefix
+	bars     []netip.Prefix
 	beyond   int
 	unbarred bool
 	// inside and links find an endpoint by its container's address and by
