@@ -191,7 +191,10 @@ func (d *simDriver) settle(p *proc, e *simEndpoint, want store.Want) error {
 		addrs := slices.DeleteFunc(slices.Clone(e.rec.External), func(a netip.Addr) bool { return d.sim.now() < d.clear[a] })
 		var owners map[netip.Addr]*simHost
 		if len(addrs) > 0 {
-			owners = d.challenge(p, p.probe(addrs))
+			owners = p.probe(addrs)
+			if want.Reservation != "" || len(want.Addresses) > 0 { // insists
+				owners = d.challenge(p, owners)
+			}
 		}
 		taken := false
 		for a, owner := range owners {

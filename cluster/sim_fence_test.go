@@ -30,7 +30,7 @@ func (d *simDriver) Offered(store.Offer) (store.Acceptance, error) {
 
 // restore is driver.Restore.
 func (d *simDriver) restore(p *proc) {
-	d.loseAll(p)
+	d.reclaimBut(p, d.loseUnserved())
 	d.LedgerJoined()
 	var missing []netip.Addr
 	for _, e := range d.sorted() {
@@ -43,7 +43,7 @@ func (d *simDriver) restore(p *proc) {
 		}
 	}
 	if len(missing) > 0 {
-		owners := d.challenge(p, p.probe(missing))
+		owners := d.ask(p, missing)
 		for _, a := range missing {
 			e := d.published[a]
 			if e == nil {
@@ -74,6 +74,41 @@ func (d *simDriver) restore(p *proc) {
 			}
 		}
 	}
+}
+
+// loseUnserved is driver's.
+func (d *simDriver) loseUnserved() (list []netip.Addr) {
+	for _, e := range d.sorted() {
+		for _, a := range e.rec.External {
+			if e.rec.State == store.Published && !d.host().answers[a] && !d.holds(a) {
+				e.lost[a] = "has no claim in the ledger yet"
+				d.withhold(e, a, e.lost[a])
+				list = append(list, a)
+			}
+		}
+	}
+	return list
+}
+
+// holds tells whether this host has an address by the ledger.
+func (d *simDriver) holds(a netip.Addr) bool {
+	c, ok := d.life.store.Holder(a)
+	return ok && c.Host == d.host().name
+}
+
+// ask asks for addresses, and insists on those that are this host's by the ledger.
+func (d *simDriver) ask(p *proc, addrs []netip.Addr) map[netip.Addr]*simHost {
+	owners, others := map[netip.Addr]*simHost{}, map[netip.Addr]*simHost{}
+	for a, owner := range p.probe(addrs) {
+		if d.holds(a) {
+			owners[a] = owner
+		} else {
+			others[a] = owner
+		}
+	}
+	owners = d.challenge(p, owners)
+	maps.Copy(owners, others)
+	return owners
 }
 
 // begin begins what goes on until the program ends.
@@ -129,7 +164,7 @@ func (d *simDriver) followLedger(p *proc) {
 }
 
 func (d *simDriver) reclaim(p *proc) {
-	d.loseAll(p)
+	d.reclaimBut(p, d.lostAddresses())
 	given, err := d.life.store.Given()
 	if err != nil {
 		d.sim.wrong("given: %v", err)
@@ -140,10 +175,42 @@ func (d *simDriver) reclaim(p *proc) {
 	d.withheldAgain.release(d.sim)
 }
 
-func (d *simDriver) loseAll(p *proc) {
+func (d *simDriver) lostAddresses() (list []netip.Addr) {
+	for _, e := range d.sorted() {
+		list = slices.AppendSeq(list, maps.Keys(e.lost))
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list
+}
+
+// isSettled, mayRegain and regain are driver's.
+func (d *simDriver) isSettled() bool {
+	for _, h := range d.life.member.Hosts() {
+		if h.Own {
+			return time.Since(h.Seen) > h.TTL
+		}
+	}
+	return false
+}
+
+func (d *simDriver) mayRegain(e *simEndpoint, a netip.Addr) bool {
+	_, held := d.life.store.Holder(a)
+	return e.lost[a] != "" && !held && !d.isApart() && d.isSettled()
+}
+
+func (d *simDriver) regain(p *proc, unclaimed map[netip.Addr]bool, why map[netip.Addr]string) {
+	leave := d.lostAddresses()
+	kept := len(leave)
+	leave = slices.DeleteFunc(leave, func(a netip.Addr) bool { return unclaimed[a] && why[a] == "" })
+	if len(leave) < kept {
+		d.reclaimBut(p, leave)
+	}
+}
+
+func (d *simDriver) reclaimBut(p *proc, leave []netip.Addr) {
 	var lost map[netip.Addr]string
 	err := d.life.write(p, func() (err error) {
-		lost, err = d.life.store.Reclaim()
+		lost, err = d.life.store.Reclaim(leave...)
 		return err
 	})
 	if err != nil {
@@ -266,21 +333,26 @@ func (d *simDriver) yield(e *simEndpoint, a netip.Addr, user *simHost) {
 
 // releaseWithheld is driver's, with letGo.
 func (d *simDriver) releaseWithheld(p *proc) {
-	why := map[netip.Addr]string{}
+	why, unclaimed := map[netip.Addr]string{}, map[netip.Addr]bool{}
 	var asked []netip.Addr
 	for _, e := range d.sorted() {
 		for a := range e.withheld {
-			if why[a] = d.barred(e, a); why[a] == "" {
+			bar := d.barred(e, a)
+			if unclaimed[a] = bar != "" && d.mayRegain(e, a); unclaimed[a] {
+				bar = ""
+			}
+			if why[a] = bar; bar == "" {
 				asked = append(asked, a)
 			}
 		}
 	}
 	if len(asked) > 0 {
 		slices.SortFunc(asked, netip.Addr.Compare)
-		for a, owner := range d.challenge(p, p.probe(asked)) {
+		for a, owner := range d.ask(p, asked) {
 			why[a] = "is used by " + owner.name
 		}
 	}
+	d.regain(p, unclaimed, why)
 	for _, e := range d.sorted() {
 		d.with(p, e, func() {
 			freed := false
@@ -372,95 +444,4 @@ func (d *simDriver) takeOver(p *proc, a netip.Addr, c store.Claim) {
 		d.host().note("%s: %s taken over from %s", e.id, a, c.From)
 		d.put(e)
 	})
-}
-
-// A simAnnouncer is package announce.
-type simAnnouncer struct {
-	entries   map[netip.Addr]*simEntry
-	conflicts []simConflict
-	came      latch
-}
-
-// A simEntry is an address that is announced, or else only listened to.
-type simEntry struct {
-	announced          bool
-	defended, reported time.Duration
-}
-
-type simConflict struct {
-	a      netip.Addr
-	by     *simHost
-	defend bool
-}
-
-const (
-	simSpacing        = 1100 * time.Millisecond // announce.Spacing
-	simDefendInterval = 10 * time.Second        // announce.DefendInterval
-	simReportInterval = time.Second             // announce.ReportInterval
-)
-
-// announce says three times that an address is here, and has it defended.
-func (d *simDriver) announce(a netip.Addr) {
-	entry := &simEntry{announced: true, defended: -time.Hour, reported: -time.Hour}
-	if before := d.announcer.entries[a]; before != nil && before.announced {
-		entry.defended, entry.reported = before.defended, before.reported
-	}
-	d.announcer.entries[a] = entry
-	for i := range 3 {
-		d.sim.after(time.Duration(i)*simSpacing, d.life.guard(func() {
-			if d.announcer.entries[a] == entry {
-				d.sim.announce(d.host(), a)
-			}
-		}))
-	}
-}
-
-// sees takes an announcement that was heard.
-func (d *simDriver) sees(a netip.Addr, by *simHost) {
-	e := d.announcer.entries[a]
-	if e == nil {
-		return
-	}
-	defend := e.announced && d.sim.now()-e.defended >= simDefendInterval
-	if !defend && d.sim.now()-e.reported < simReportInterval {
-		return
-	}
-	e.reported = d.sim.now()
-	if defend {
-		e.defended = d.sim.now()
-	}
-	d.announcer.conflicts = append(d.announcer.conflicts, simConflict{a, by, defend})
-	d.announcer.came.release(d.sim)
-}
-
-// conflictsOf is Announcer.Run with driver.Conflict.
-func (n *simAnnouncer) conflictsOf(d *simDriver) func(*proc) {
-	return func(p *proc) {
-		for {
-			for len(n.conflicts) == 0 {
-				p.wait(&n.came, 0)
-			}
-			c := n.conflicts[0]
-			n.conflicts = n.conflicts[1:]
-			entry := n.entries[c.a]
-			if entry == nil {
-				continue
-			}
-			if c.defend && entry.announced && d.mayKeep(c.a) {
-				d.sim.defended(d, c.a, c.by)
-				d.sim.announce(d.host(), c.a)
-			}
-			e := d.published[c.a]
-			if e == nil {
-				d.learn(c.a, true)
-				delete(n.entries, c.a)
-				continue
-			}
-			d.with(p, e, func() {
-				if e.rec.State == store.Published && e.withheld[c.a] == "" && !d.mayKeep(c.a) {
-					d.yield(e, c.a, c.by)
-				}
-			})
-		}
-	}
 }

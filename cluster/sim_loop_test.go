@@ -27,15 +27,17 @@ import (
 //   - an address is asked for before it is put on the wire, unless it was this
 //     host's within five minutes and nobody was heard to use it since;
 //   - who gets one from the ledger that a member of the cluster answers for
-//     announces it and asks again, three times;
+//     announces it and asks again, three times, unless another would do;
 //   - what is published is announced three times; a claim of another host that is
 //     heard is defended against each ten seconds if the member may, or else yielded
 //     to;
 //   - while apart, what is published is asked for each ten seconds, and yielded;
 //   - claims that change, that are lost or come back, and that are handed over,
 //     are followed; what is withheld is asked for again; each 30 seconds all is compared;
-//   - a program that starts sweeps what is gone, asks for what is missing, and
-//     withholds it while apart.
+//   - what is lost and nobody's is claimed again if nobody answers for it, once the
+//     host has been joined for a TTL;
+//   - a program that starts leaves what it doesn't serve to others, sweeps what is
+//     gone, asks for what is missing, and withholds it while apart.
 //
 // Not in it: offers between hosts (what follows an answer is), pools that are probed
 // ahead, several addresses of a container, IPv6, etcd put back from a backup.

@@ -126,19 +126,19 @@ func breakages(v variant) []breakage {
 		{name: "connections full", breaks: func(l *lab) { l.write("netfilter/nf_conntrack_count", "1000") }, check: "conntrack", seen: "1000 of 1000", about: in, stops: stepNAT,
 			after: func(l *lab) { l.settingsBack() }},
 		{name: "connections nearly full of one address", breaks: func(l *lab) {
-			l.client.Flows("192.0.2.51:80", 40)
+			l.client.Flows("192.0.2.51:80", 40, 40)
 			l.write("netfilter/nf_conntrack_count", "180")
 			l.write("netfilter/nf_conntrack_max", "200")
 		}, check: "conntrack", seen: "180 of 200 connections are tracked, of those by 192.0.2.51 (c1) ", level: Warn, about: in,
 			after: func(l *lab) { l.settingsBack() }},
 		{name: "an address at its limit", breaks: func(l *lab) {
 			l.limit(in.To, nat.Limit{Connections: 150})
-			l.client.Flows("192.0.2.51:80", 160)
+			l.client.Flows("192.0.2.51:80", 160, 100)
 		}, check: "limit", seen: "192.0.2.51 has ", level: Warn, about: in, fails: []string{"in"},
 			after: func(l *lab) { l.limit(in.To, nat.Limit{}) }},
 		{name: "a container at its limit", breaks: func(l *lab) {
 			l.limit(in.To, nat.Limit{Connections: 300})
-			l.c1.Flows("192.0.2.9:80", 310)
+			l.c1.Flows("192.0.2.9:80", 310, 200)
 		}, check: "limit", seen: "the container of 192.0.2.51 has opened 3", level: Warn, about: in, fails: []string{"out"},
 			after: func(l *lab) { l.limit(in.To, nat.Limit{}) }},
 		{name: "arp_ignore", breaks: sh("sysctl -w net.ipv4.conf.eth0.arp_ignore=8; ip neigh flush all"), check: "arp", seen: "arp_ignore is 8", about: in, stops: stepAlias, fails: []string{"in"}},

@@ -96,7 +96,7 @@ func (d *Driver) planAttach(n *network, e *endpoint, addrs []netip.Addr, a *atta
 		if a.adopt {
 			asked = nil
 		}
-		a.probe = d.probe(n.rec, asked)
+		a.probe = d.probe(n.rec, asked, insists(a.want))
 		return nil
 	}
 	a.changed(picture(n.rec, e.rec, e.withheld), picture(n.rec, after, e.withheld))

@@ -72,6 +72,26 @@ func (d *Driver) holder(a netip.Addr) string {
 	return ""
 }
 
+// holds tells whether this host has an address by the ledger.
+func (d *Driver) holds(a netip.Addr) bool {
+	if d.cluster == nil {
+		return false
+	}
+	c, ok := d.store.Holder(a)
+	return ok && c.Host == d.cluster.Host()
+}
+
+// isSettled tells whether this host has been joined for as long as a lease holds:
+// others that were cut off, too, have claimed what they serve by then.
+func (d *Driver) isSettled() bool {
+	for _, h := range d.cluster.Hosts() {
+		if h.Own {
+			return time.Since(h.Seen) > h.TTL
+		}
+	}
+	return false
+}
+
 // beyondLease is how much longer than its lease holds a host's end is waited for:
 // etcd ends leases a second late at most, and tells of it at once.
 const beyondLease = 2 * time.Second

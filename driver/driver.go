@@ -51,6 +51,14 @@ type Driver struct {
 	needs     map[string]link.Uplink
 	uplinks   []string
 	uplinking sync.Mutex
+	// pools are those of the networks. barring guards what the barrier was
+	// told last, how many prefixes it couldn't take, and whether the kernel
+	// can't keep one.
+	pools    map[string]pool.Pool
+	barring  sync.Mutex
+	bars     []netip.Prefix
+	beyond   int
+	unbarred bool
 	// inside and links find an endpoint by its container's address and by
 	// the host's end of its veth pair.
 	inside map[insideKey]*endpoint
@@ -151,7 +159,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 	}
 	d := &Driver{
 		kernel: k, store: s, defaults: defaults, log: log, observer: unobserved{},
-		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{}, parents: map[string]string{},
+		networks: map[string]*network{}, endpoints: map[string]*endpoint{}, subnets: map[string][]netip.Prefix{}, parents: map[string]string{}, pools: map[string]pool.Pool{},
 		inside: map[insideKey]*endpoint{}, links: map[string]*endpoint{},
 		drains: map[netip.Addr]map[link.Pair]*endpoint{}, retired: map[*endpoint]bool{}, wake: make(chan struct{}, 1),
 		segments: newSegments(), waiting: map[*endpoint]bool{}, news: newNews(), confirms: make(chan string, 16),
@@ -165,7 +173,7 @@ func New(k Kernel, s *store.Store, defaults Defaults, log logrus.FieldLogger) (*
 	for _, n := range networks {
 		d.networks[n.ID] = &network{rec: n, known: true}
 		d.subnets[n.ID] = subnets(n)
-		d.parents[n.ID] = uplinkOf(n)
+		d.parents[n.ID], d.pools[n.ID] = uplinkOf(n), n.Pool
 	}
 	endpoints, err := s.Endpoints()
 	if err != nil {

@@ -88,7 +88,7 @@ func (d *Driver) addEndpoint(n *network, e *endpoint, r *api.CreateEndpointReque
 		return nil, refusal(err)
 	}
 	e.rec, e.known, e.changed = rec, true, time.Now()
-	e.want, e.probe = want, d.probe(n.rec, rec.External)
+	e.want, e.probe = want, d.probe(n.rec, rec.External, insists(want))
 	d.remember(e)
 	d.tell(EventClaimed, e, "", rec.External...)
 	if err := up(d.plumbing(n.rec, rec)); err != nil {

@@ -53,6 +53,48 @@ func (d *Driver) barred(e *endpoint, a netip.Addr) string {
 // host that has it, "" if that isn't known.
 type loss struct{ text, host string }
 
+// loseUnserved has addresses that are not on their parent at the start, and by the
+// ledger are not this host's, be lost: another host may serve them by now. It returns
+// them.
+func (d *Driver) loseUnserved() (list []netip.Addr, err error) {
+	found, err := d.kernel.Survey()
+	if err != nil {
+		return nil, err
+	}
+	d.eachEndpoint(func(n *network, e *endpoint) {
+		for _, a := range e.rec.External {
+			on := aliasLink(n.rec)
+			if e.rec.State != store.Published || on == "" || slices.Contains(found.Aliases[a], on) || d.holds(a) {
+				continue
+			}
+			l := loss{text: "has no claim in the ledger yet"}
+			e.lost = with(e.lost, a, l)
+			d.withhold(e, a, l.text)
+			list = append(list, a)
+		}
+	})
+	return list, nil
+}
+
+// mayRegain tells whether an address that is lost is nobody's by the ledger, so that
+// it may be claimed again, if nobody serves it: after a time without etcd, who does
+// may be slower to claim it. e.mu is held.
+func (d *Driver) mayRegain(e *endpoint, a netip.Addr) bool {
+	_, lost := e.lost[a]
+	_, held := d.store.Holder(a)
+	return lost && !held && !d.isApart() && d.isSettled()
+}
+
+// regain claims addresses that nobody has by the ledger, nor answers for.
+func (d *Driver) regain(unclaimed map[netip.Addr]bool, why map[netip.Addr]string) {
+	leave := d.lostAddresses()
+	kept := len(leave)
+	leave = slices.DeleteFunc(leave, func(a netip.Addr) bool { return unclaimed[a] && why[a] == "" })
+	if len(leave) < kept {
+		d.reclaimBut(leave)
+	}
+}
+
 func heldBy(host string) string { return "is held by host " + host }
 
 // lose gives up an address that another host has by the ledger, or that is kept

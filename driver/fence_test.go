@@ -440,3 +440,43 @@ func TestApartIsTold(t *testing.T) {
 	s.hosts[0].join()
 	next(EventJoined)
 }
+
+// TestAllLeasesEnd: after a time without a ledger, in which all leases have ended,
+// the host that served an address has it again, not the one that had lost it
+// before and is the first to be joined.
+func TestAllLeasesEnd(t *testing.T) {
+	s := newSite(t, 2)
+	one, two := s.hosts[0], s.hosts[1]
+	if err := one.run(ep1, "172.31.0.2/16", "extip.address", shared, "extip.reservation", "web"); err != nil {
+		t.Fatal(err)
+	}
+	s.follow()
+	one.cut(true)
+	if err := two.run(ep2, "172.31.0.3/16", "extip.reservation", "web"); err != nil {
+		t.Fatal(err)
+	}
+	one.join()
+	eventually(t, "docker1 knows who has it", func() bool { return one.withheldWhy(shared) == "it is held by host docker2" })
+	one.cut(true)
+	two.cut(true)
+	one.join()
+	for range 3 {
+		one.reclaim()
+		one.releaseWithheld(t.Context())
+	}
+	if c, ok := one.store.Holder(addr(shared)); ok {
+		t.Errorf("claimed for %s, while docker2 serves it", c.Host)
+	}
+	two.join()
+	eventually(t, "docker2 has claimed it again", func() bool { c, ok := one.store.Holder(addr(shared)); return ok && c.Host == "docker2" })
+	s.mustAnswer(shared, "docker2")
+	if got := two.withheldWhy(shared); got != "" {
+		t.Errorf("docker2 withholds it: %s", got)
+	}
+	s.noDoubles()
+	if err := two.rm(ep2); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "docker1 has it back", func() bool { one.releaseWithheld(t.Context()); return one.withheldWhy(shared) == "" })
+	s.mustAnswer(shared, "docker1")
+}

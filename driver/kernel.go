@@ -57,6 +57,11 @@ type Settings interface {
 	// SyncUplinks has packets with a mark leave by their parent, and returns
 	// what those parents need that are not the host's only way out.
 	SyncUplinks(parents []string) (needs map[string]link.Uplink, changed []string, err error)
+	// Bar keeps the host itself from sending anything from these prefixes, and
+	// from no others; CheckBar changes nothing. Both return a line for each
+	// difference, link.ErrNoBarrier where the kernel can't.
+	Bar([]netip.Prefix) (changed []string, err error)
+	CheckBar([]netip.Prefix) (differences []string, err error)
 }
 
 // Neighbours are the other hosts on a parent's segment. All but Probe don't

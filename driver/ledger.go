@@ -122,7 +122,7 @@ func (d *Driver) apartChanged(apart bool) {
 // reclaim makes the ledger agree with the records, and has addresses follow what it
 // says then.
 func (d *Driver) reclaim() {
-	d.loseAll()
+	d.reclaimBut(d.lostAddresses())
 	given, err := d.store.Given()
 	if err != nil {
 		d.log.WithError(err).Error("it is not known what other hosts have handed over; that is tried again")
@@ -133,10 +133,20 @@ func (d *Driver) reclaim() {
 	d.askWithheld()
 }
 
-// loseAll makes the ledger agree with the records, and gives up what another host
-// has meanwhile.
-func (d *Driver) loseAll() {
-	lost, err := d.store.Reclaim()
+// lostAddresses are those that endpoints have lost.
+func (d *Driver) lostAddresses() (list []netip.Addr) {
+	d.eachEndpoint(func(_ *network, e *endpoint) {
+		for a := range e.lost {
+			list = append(list, a)
+		}
+	})
+	return list
+}
+
+// reclaimBut makes the ledger agree with the records, and gives up what another host
+// has meanwhile. Addresses to leave are not claimed, though they may be free.
+func (d *Driver) reclaimBut(leave []netip.Addr) {
+	lost, err := d.store.Reclaim(leave...)
 	if err != nil && !errors.Is(err, store.ErrApart) { // LedgerJoined follows that
 		d.log.WithError(err).Error("claims are not compared with the ledger's; that is tried again")
 	}

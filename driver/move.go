@@ -60,7 +60,7 @@ func (d *Driver) Move(ctx context.Context, a netip.Addr, id string, drain, dryRu
 				return nil
 			}
 			if p == nil {
-				p = d.probe(nt.rec, t.unasked())
+				p = d.probe(nt.rec, t.unasked(), false)
 			}
 			select {
 			case <-p.done:

@@ -124,8 +124,11 @@ func (d *Driver) addNetwork(n *network, rec store.Network) error {
 	n.rec, n.known, n.gateways = rec, true, gateways
 	d.mu.Lock()
 	d.subnets[rec.ID] = subnets(rec)
-	d.parents[rec.ID] = uplinkOf(rec)
+	d.parents[rec.ID], d.pools[rec.ID] = uplinkOf(rec), rec.Pool
 	d.mu.Unlock()
+	if _, err := d.syncBarrier(); err != nil {
+		return errors.Join(err, d.removeNetwork(n))
+	}
 	if err := d.uplinksChange(); err != nil {
 		return errors.Join(err, d.removeNetwork(n))
 	}
@@ -178,7 +181,8 @@ func (d *Driver) removeNetwork(n *network) error {
 	}
 	d.forgetNetwork(n.rec.ID, n)
 	d.events.emit(Event{Kind: EventNetworkRemoved, Network: n.rec.ID})
-	return d.uplinksChange()
+	_, err := d.syncBarrier()
+	return errors.Join(err, d.uplinksChange())
 }
 
 // uplinksChange follows the parents of networks that have come or gone; what
@@ -198,6 +202,7 @@ func (d *Driver) forgetNetwork(id string, n *network) {
 	remove(d.networks, id, n)
 	delete(d.subnets, id)
 	delete(d.parents, id)
+	delete(d.pools, id)
 }
 
 // networkRecord makes a record of what the engine asks for, or says what is

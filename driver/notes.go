@@ -192,7 +192,7 @@ func (d *Driver) rebuild() error {
 		}
 		d.networks[rec.ID] = &network{rec: rec, known: true}
 		d.subnets[rec.ID] = subnets(rec)
-		d.parents[rec.ID] = uplinkOf(rec)
+		d.parents[rec.ID], d.pools[rec.ID] = uplinkOf(rec), rec.Pool
 		ids[short(rec.ID)] = rec.ID
 	}
 	for name, l := range found.Links {

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,8 +40,9 @@ func timing(n store.Network) (t announce.Timing, ok bool) {
 	}
 }
 
-// probe begins to ask for the addresses that are not known to be clear.
-func (d *Driver) probe(n store.Network, addrs []netip.Addr) *probe {
+// probe begins to ask for the addresses that are not known to be clear. It insists
+// on those that another host of the cluster has lost by the ledger, if it is told to.
+func (d *Driver) probe(n store.Network, addrs []netip.Addr, insist bool) *probe {
 	p := &probe{done: make(chan struct{})}
 	how, ok := timing(n)
 	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return d.segments.isClear(n.Parent, a, 0) })
@@ -51,10 +53,16 @@ func (d *Driver) probe(n store.Network, addrs []netip.Addr) *probe {
 	go func() {
 		defer close(p.done)
 		p.owners, p.err = d.kernel.Probe(context.Background(), n.Parent, addrs, how)
-		p.owners = d.challenge(context.Background(), n.Parent, p.owners)
+		if insist {
+			p.owners = d.challenge(context.Background(), n.Parent, p.owners)
+		}
 	}()
 	return p
 }
+
+// insists tells whether it has to be the wanted addresses: one of a pool is as good
+// as another, which no host still serves.
+func insists(want store.Want) bool { return want.Reservation != "" || len(want.Addresses) > 0 }
 
 // settle waits until it is known that nobody else has an endpoint's addresses.
 // If somebody has, one of the pool is exchanged for another. No lock is held
@@ -67,7 +75,7 @@ func (d *Driver) settle(networkID, endpointID string) error {
 				return nil // it has joined, and has what it was to have
 			}
 			if e.probe == nil {
-				e.probe = d.probe(n.rec, e.rec.External) // begun by a plugin that is no more
+				e.probe = d.probe(n.rec, e.rec.External, false) // begun by a plugin that is no more
 			}
 			p = e.probe
 			return nil
@@ -131,7 +139,7 @@ func (d *Driver) exchange(n *network, e *endpoint) error {
 		return refusal(err)
 	}
 	d.tell(EventReleased, e, "exchanged", e.rec.External...)
-	e.rec, e.probe = rec, d.probe(n.rec, rec.External)
+	e.rec, e.probe = rec, d.probe(n.rec, rec.External, insists(e.want))
 	d.tell(EventClaimed, e, "exchanged", rec.External...)
 	return up(d.plumbing(n.rec, rec)) // its link carries what is recorded
 }
@@ -222,7 +230,11 @@ func (d *Driver) ask(ctx context.Context, asked questions) map[netip.Addr]obstac
 	for q, addrs := range asked {
 		wg.Go(func() {
 			owners, err := d.kernel.Probe(ctx, q.parent, addrs, q.how)
+			unclaimed := maps.Clone(owners) // not to be insisted on
+			maps.DeleteFunc(unclaimed, func(a netip.Addr, _ net.HardwareAddr) bool { return d.holds(a) })
+			maps.DeleteFunc(owners, func(a netip.Addr, _ net.HardwareAddr) bool { return unclaimed[a] != nil })
 			owners = d.challenge(ctx, q.parent, owners)
+			maps.Copy(owners, unclaimed)
 			mu.Lock()
 			defer mu.Unlock()
 			for _, a := range addrs {

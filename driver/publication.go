@@ -30,6 +30,7 @@ func (d *Driver) addressSteps(n store.Network, e *endpoint, addrs []netip.Addr, 
 	var stuck []netip.Addr // aliases that would not go
 	steps := []step{
 		released,
+		d.barrierStep(n, addrs),
 		{
 			name: "mapping",
 			do:   func() error { return d.kernel.NAT.Add(maps...) },

@@ -22,9 +22,14 @@ func (d *Driver) Restore() error {
 		d.log.WithField("kept", aside).Error("the state file was damaged; a new one begins")
 		errs = append(errs, d.rebuild())
 	}
-	_, err := d.syncUplinks()
+	// The barrier is there before anything that it stands before.
+	_, err := d.syncBarrier()
+	errs = append(errs, err)
+	_, err = d.syncUplinks()
 	if d.cluster != nil {
-		d.loseAll()
+		unserved, err := d.loseUnserved()
+		errs = append(errs, err)
+		d.reclaimBut(unserved)
 		d.LedgerJoined() // for what has to wait until all is restored
 	}
 	errs = append(errs, err, d.probeMissing())
@@ -134,6 +139,7 @@ func (r *repair) run() {
 	}
 	r.removals()
 	r.orphans()
+	r.barrier()
 	ok := r.rules()
 	r.guard()
 	if !ok {

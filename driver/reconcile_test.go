@@ -190,7 +190,7 @@ func TestStrays(t *testing.T) {
 	}
 	other := mappings(l.endpoints[epID].rec)[0]
 	other.External, other.Endpoint = netip.MustParseAddr("203.0.113.99"), "stray"
-	if err := errors.Join(l.host.NAT().Add(other), l.host.EnsureAlias("br-ex", other.External)); err != nil {
+	if err := errors.Join(l.host.NAT().Add(other), bar(l, other.External), l.host.EnsureAlias("br-ex", other.External)); err != nil {
 		t.Fatal(err)
 	}
 	l.restart()

@@ -119,8 +119,10 @@ func (d *Driver) NetworkChanged(c link.Change) {
 
 func (d *Driver) isDamage(c link.Change) bool {
 	switch c.Kind {
-	case link.Missed:
+	case link.Missed, link.RuleGone:
 		return true
+	case link.AddressCame:
+		return d.isBarred(c.Prefix.Addr())
 	case link.AddressGone:
 		return d.publisher(c.Prefix.Addr()).isIdle() || d.anyNetwork(func(n *network) bool {
 			return n.rec.Bridge == c.Link && slices.Contains(n.rec.Gateways, c.Prefix)

@@ -47,11 +47,14 @@ func (d *Driver) releaseWithheld(ctx context.Context) {
 	d.mu.Unlock()
 	asked := questions{}
 	why := map[netip.Addr]string{} // "" where nothing stands against it
+	unclaimed := map[netip.Addr]bool{}
 	for _, e := range waiting {
 		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
 			how, ok := timing(n.rec)
 			for a := range e.withheld {
-				if bar := d.barred(e, a); bar != "" {
+				bar := d.barred(e, a)
+				unclaimed[a] = bar != "" && d.mayRegain(e, a)
+				if bar != "" && !unclaimed[a] {
 					why[a] = bar
 				} else if ok {
 					asked.add(n.rec.Parent, how, a)
@@ -70,6 +73,7 @@ func (d *Driver) releaseWithheld(ctx context.Context) {
 			why[a] = obstacles[a].why
 		}
 	}
+	d.regain(unclaimed, why)
 	for _, e := range waiting {
 		_ = d.withEndpoint(e.network, e.id, func(n *network, e *endpoint) error {
 			d.letGo(n, e, why)

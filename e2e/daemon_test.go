@@ -20,7 +20,7 @@ type daemon struct {
 	lab  *lab
 	name string
 	args []string
-	// socket is where it listens once it is ready.
+	// socket is where it listens once it is ready; "" if it doesn't.
 	socket string
 
 	cmd   *exec.Cmd // nil while it isn't running
@@ -60,6 +60,9 @@ func (d *daemon) start() {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	d.cmd, d.ended = cmd, ended
+	if d.socket == "" {
+		return
+	}
 	eventually(t, d.name+" listens", func() bool {
 		select {
 		case err := <-ended:

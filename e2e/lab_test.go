@@ -9,7 +9,8 @@
 //
 // A lab is a docker host in namespaces of its own (mount, network, process)
 // with everything at its usual path: /run/docker.sock, the plugin's socket,
-// Open vSwitch's database. Whatever runs there ends with the lab.
+// Open vSwitch's database. Whatever runs there ends with the lab. So labs don't
+// disturb each other: tests that wait more than they work are parallel.
 package e2e
 
 import (

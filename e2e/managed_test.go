@@ -147,6 +147,7 @@ func (m *managed) engineLogs(text string) func() bool {
 // TestManagedFromRegistry installs the plugin from a registry, after a look at
 // what it asks for, and upgrades it from there under traffic.
 func TestManagedFromRegistry(t *testing.T) {
+	t.Parallel()
 	nettest.RequireTool(t, "docker-registry")
 	m := newManaged(t, options{}, "extip/plugin:now")
 	const registry = "127.0.0.1:5000" // of the lab's own lo

@@ -164,10 +164,18 @@ func fromPort(from *nettest.Node, port int, addr string) string {
 // datagram sends one from a port, any if it is 0, and returns what is answered
 // in time.
 func datagram(from *nettest.Node, port int, addr string, patience time.Duration) string {
+	return exchange(from, "udp", port, addr, patience)
+}
+
+// exchange is datagram for a connection over tcp, too.
+func exchange(from *nettest.Node, network string, port int, addr string, patience time.Duration) string {
 	var text string
 	_ = from.Do(func() error {
-		d := net.Dialer{LocalAddr: &net.UDPAddr{Port: port}}
-		c, err := d.Dial("udp", addr)
+		d := net.Dialer{LocalAddr: &net.UDPAddr{Port: port}, Timeout: patience}
+		if network == "tcp" {
+			d.LocalAddr = &net.TCPAddr{Port: port}
+		}
+		c, err := d.Dial(network, addr)
 		if err != nil {
 			return err
 		}

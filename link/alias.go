@@ -34,9 +34,8 @@ const (
 	aliasFlags6 = askedFlags6 | unix.IFA_F_DEPRECATED | unix.IFA_F_PERMANENT
 )
 
-// kernelSigns tells whether the kernel keeps a protocol number with addresses:
-// since 5.18.
-func kernelSigns() bool {
+// kernelAtLeast compares the kernel's version; one that can't be read is new.
+func kernelAtLeast(wantMajor, wantMinor int) bool {
 	var u unix.Utsname
 	var major, minor int
 	if err := unix.Uname(&u); err != nil {
@@ -45,7 +44,7 @@ func kernelSigns() bool {
 	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
 		return true
 	}
-	return major > 5 || major == 5 && minor >= 18
+	return major > wantMajor || major == wantMajor && minor >= wantMinor
 }
 
 // isAlias tells whether an address of an interface of that name is ours: by its

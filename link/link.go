@@ -70,7 +70,7 @@ type Host struct {
 	// flows, addrs and lists are sockets for requests of our own: about
 	// flows, about single addresses, and for lists, which take their time.
 	flows, addrs, lists *nl.SocketHandle
-	// signs tells whether the kernel keeps Protocol with an address.
+	// signs tells whether the kernel keeps Protocol with an address: since 5.18.
 	signs bool
 	// ways are how flows are deleted, by address family.
 	ways [2]atomic.Int32
@@ -83,7 +83,7 @@ type Host struct {
 
 // New returns the Host of the calling thread's network namespace.
 func New(sysctls string) (*Host, error) {
-	h := &Host{sysctls: sysctls, signs: kernelSigns()}
+	h := &Host{sysctls: sysctls, signs: kernelAtLeast(5, 18)}
 	if err := h.open(); err != nil {
 		h.Close()
 		return nil, fmt.Errorf("link: open netlink: %w", err)

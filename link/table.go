@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ourRules lists the rules of ours of a family.
-func (h *Host) ourRules(family int) ([]netlink.Rule, error) {
+// rulesBetween lists the rules of ours of a family, from one priority to another.
+func (h *Host) rulesBetween(family, first, last int) ([]netlink.Rule, error) {
 	rules, err := retry(func() ([]netlink.Rule, error) { return h.nl.RuleList(family) })
 	if notInKernel(err) {
 		return nil, nil
@@ -19,7 +19,7 @@ func (h *Host) ourRules(family int) ([]netlink.Rule, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list rules: %w", err)
 	}
-	return slices.DeleteFunc(rules, func(r netlink.Rule) bool { return r.Protocol != Protocol }), nil
+	return slices.DeleteFunc(rules, func(r netlink.Rule) bool { return r.Protocol != Protocol || r.Priority < first || r.Priority > last }), nil
 }
 
 // rulesOf are the two rules that lead a mark to the table of its number.

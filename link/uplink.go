@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -85,7 +86,7 @@ func (s *uplinks) sync(family int, links map[int]string) error {
 	if err != nil {
 		return err
 	}
-	have, err := s.ourRules(family)
+	have, err := s.rulesBetween(family, rulePriority, math.MaxInt)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,9 @@ const (
 	LinkDown    Kind = "link down"
 	PortGone    Kind = "port left its bridge"
 	AddressGone Kind = "address gone"
+	AddressCame Kind = "address came" // not one of ours
 	RouteGone   Kind = "route gone"
+	RuleGone    Kind = "rule gone" // of the barrier; whoever takes all takes these
 	// DefaultRoute says that one came or went, or that its link did.
 	DefaultRoute Kind = "default route"
 	// Missed says that the kernel had more to tell than we could take:
@@ -49,6 +51,7 @@ const drained = 1000
 
 // A Watcher turns the kernel's route messages into changes.
 type Watcher struct {
+	host   *Host
 	socket *nl.NetlinkSocket
 	names  map[int]string
 	up     map[int]bool
@@ -60,7 +63,7 @@ type Watcher struct {
 // Watch begins to collect what changes from now on; Run delivers it.
 func (h *Host) Watch() (*Watcher, error) {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
-		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return nil, fmt.Errorf("link: watch: %w", err)
 	}
@@ -68,7 +71,7 @@ func (h *Host) Watch() (*Watcher, error) {
 		// Without CAP_NET_ADMIN the size is limited; a smaller one does.
 		_ = s.SetReceiveBufferSize(watchBuffer, false)
 	}
-	w := &Watcher{socket: s, names: map[int]string{}, up: map[int]bool{}, master: map[int]int{}, leads: map[int]bool{}}
+	w := &Watcher{host: h, socket: s, names: map[int]string{}, up: map[int]bool{}, master: map[int]int{}, leads: map[int]bool{}}
 	if err := w.begin(h); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("link: watch: %w", err)
@@ -159,8 +162,21 @@ func (w *Watcher) read(kind uint16, data []byte, fn func(Change)) {
 		if a, ok := parseAddress(data); ok {
 			fn(Change{Kind: AddressGone, Link: w.names[a.index], Prefix: a.prefix})
 		}
+	case unix.RTM_NEWADDR:
+		if a, ok := parseAddress(data); ok && !w.host.isAlias(a, w.names[a.index]) {
+			fn(Change{Kind: AddressCame, Link: w.names[a.index], Prefix: a.prefix})
+		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		w.route(kind, data, fn)
+	case unix.RTM_DELRULE:
+		if len(data) < unix.SizeofRtMsg {
+			return
+		}
+		for kind, attr := range attrs(data[unix.SizeofRtMsg:]) {
+			if kind == nl.FRA_PRIORITY && len(attr) >= unix.NLA_HDRLEN+4 && binary.NativeEndian.Uint32(attr[unix.NLA_HDRLEN:]) == barrierDrop {
+				fn(Change{Kind: RuleGone})
+			}
+		}
 	}
 }
 

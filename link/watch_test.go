@@ -62,11 +62,14 @@ func TestWatch(t *testing.T) {
 		func() error { return h.EnsureAlias("eth0", external6) },
 	)
 	node.Run("ip", "route", "add", "default", "via", "192.0.2.1")
+	node.Run("ip", "rule", "add", "pref", "11900", "from", "192.0.2.56", "blackhole")
 	changes, stop := watch(t, node, h)
 	none := netip.Prefix{}.String()
 	for _, tt := range []struct{ do, want string }{
 		{"ip addr del 192.0.2.56/32 dev eth0", "address gone eth0 192.0.2.56/32"},
 		{"ip addr del 2001:db8::56/128 dev eth0", "address gone eth0 2001:db8::56/128"},
+		{"ip addr add 192.0.2.77/24 dev eth0", "address came eth0 192.0.2.77/24"},
+		{"ip rule del pref 11900", "rule gone  " + none},
 		{"ip route del 172.31.0.0/16 dev " + bridge.Name, "route gone  172.31.0.0/16"},
 		{"ip route del 2001:db8:1::/64 dev " + bridge.Name, "route gone  2001:db8:1::/64"},
 		{"ip route add default via 192.0.2.7 metric 7", "default route eth0 0.0.0.0/0"},

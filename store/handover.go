@@ -109,7 +109,7 @@ func (s *Store) TakeOver(e Endpoint, a netip.Addr) error {
 	}
 	// Reclaim does it otherwise.
 	_ = s.update("have taken over", func(tx *transaction) error {
-		_, err := s.reclaim(tx, a)
+		_, err := s.reclaim(tx, a, false)
 		return err
 	})
 	return nil

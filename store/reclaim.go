@@ -20,12 +20,13 @@ const givenGrace = time.Minute
 // host's lease was lost, and now and then. Lost are addresses that another host
 // has now, by its name, or that a reservation of another name keeps, as
 // `reserved as "name"`. Their endpoints keep them on record: what is lost comes
-// back when it is free. Reservations that a file had before it was shared are taken
-// along, once; of them, too, what others have is lost.
+// back when it is free, but for the addresses to leave: those are not claimed yet.
+// Reservations that a file had before it was shared are taken along, once; of them,
+// too, what others have is lost.
 //
 // It returns ErrApart if the ledger gave no answer, and does nothing if claims
 // are not shared.
-func (s *Store) Reclaim() (lost map[netip.Addr]string, err error) {
+func (s *Store) Reclaim(leave ...netip.Addr) (lost map[netip.Addr]string, err error) {
 	if s.ledger == nil {
 		return nil, nil
 	}
@@ -37,6 +38,10 @@ func (s *Store) Reclaim() (lost map[netip.Addr]string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: reclaim: %w", err)
 	}
+	left := map[netip.Addr]bool{}
+	for _, a := range leave {
+		left[a] = true
+	}
 	// Even if they agree, as far as is known, the ledger has to say so.
 	for confirmed := false; !confirmed || len(rest) > 0; confirmed = true {
 		batch := rest[:min(len(rest), most/2)] // two keys are read for each
@@ -46,7 +51,7 @@ func (s *Store) Reclaim() (lost map[netip.Addr]string, err error) {
 			lostOf = map[netip.Addr]string{}
 			tx.plan.confirm = true
 			for _, a := range batch {
-				why, err := s.reclaim(tx, a)
+				why, err := s.reclaim(tx, a, left[a])
 				if err != nil {
 					return err
 				}
@@ -121,9 +126,9 @@ func (c Claim) isOf(host string, e Endpoint) bool {
 	return c == should
 }
 
-// reclaim makes ledger and file agree about one address, or returns who has it; mu is
-// held.
-func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error) {
+// reclaim makes ledger and file agree about one address, or returns who has it. One
+// to leave stays free if it is. mu is held.
+func (s *Store) reclaim(tx *transaction, a netip.Addr, leave bool) (lostTo string, err error) {
 	id := string(tx.read(claimsBucket, a.String()))
 	c, ok, err := tx.claimed(a)
 	if err != nil {
@@ -152,6 +157,9 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr) (lostTo string, err error
 		if err != nil || lostTo != "" {
 			return lostTo, err
 		}
+	}
+	if leave && !ok {
+		return "", nil
 	}
 	should := claimOf(tx.plan.host, e)
 	if c.Endpoint == id {

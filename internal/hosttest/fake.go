@@ -36,8 +36,12 @@ type Host struct {
 	// Unplugged are interfaces that it has lost.
 	Unplugged map[string]bool
 
+	// NoBarrier: its kernel can't keep one.
+	NoBarrier bool
+
 	mu        sync.Mutex
 	writes    int
+	barred    []netip.Prefix
 	links     map[string]link.Found
 	texts     map[string]string // what else there is to say of a link
 	peers     map[string]string // ends of veth pairs that are on the host
@@ -106,6 +110,7 @@ func (h *Host) DropLink(name string) {
 func (h *Host) Reboot() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.barred = nil
 	clear(h.links)
 	clear(h.texts)
 	clear(h.aliases)
@@ -173,6 +178,9 @@ func (h *Host) String() string {
 	}
 	for a, parent := range h.aliases {
 		lines = append(lines, fmt.Sprintf("addr %s/%d on %s", a, a.BitLen(), parent))
+	}
+	if len(h.barred) > 0 {
+		lines = append(lines, fmt.Sprint("nothing from ", h.barred))
 	}
 	lines = append(lines, h.rules.lines()...)
 	lines = append(lines, h.guardLines()...)
@@ -311,6 +319,9 @@ func (h *Host) putAlias(parent string, a netip.Addr) error {
 	}
 	if _, ok := h.rules.mappings[a]; !ok {
 		return fmt.Errorf("alias %s comes before its mapping: the host would answer on it", a)
+	}
+	if !h.NoBarrier && !slices.ContainsFunc(h.barred, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		return fmt.Errorf("alias %s comes before its barrier: the host could answer on it", a)
 	}
 	if slices.Contains(h.Own, a) {
 		return link.ErrNotOurs
@@ -475,4 +486,46 @@ func (h *Host) SyncUplinks([]string) (map[string]link.Uplink, []string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return nil, nil, h.write("uplinks")
+}
+
+// Bar implements driver.Settings. It counts as a write if it changes something.
+func (h *Host) Bar(prefixes []netip.Prefix) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	lines := h.unlike(prefixes)
+	switch {
+	case h.NoBarrier:
+		return nil, link.ErrNoBarrier
+	case len(lines) == 0:
+		return nil, nil
+	}
+	if err := h.write("barrier"); err != nil {
+		return nil, err
+	}
+	h.barred = slices.Clone(prefixes)
+	return lines, nil
+}
+
+// CheckBar implements driver.Settings.
+func (h *Host) CheckBar(prefixes []netip.Prefix) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.NoBarrier {
+		return nil, link.ErrNoBarrier
+	}
+	return h.unlike(prefixes), nil
+}
+
+func (h *Host) unlike(prefixes []netip.Prefix) (lines []string) {
+	for _, p := range prefixes {
+		if !slices.Contains(h.barred, p) {
+			lines = append(lines, "nothing barred "+p.String())
+		}
+	}
+	for _, p := range h.barred {
+		if !slices.Contains(prefixes, p) {
+			lines = append(lines, p.String()+" was barred")
+		}
+	}
+	return lines
 }

@@ -228,7 +228,7 @@ func (c *counted) traffic(t *testing.T) {
 
 func (c *counted) ask(t *testing.T, from, to string, port int, want string) {
 	t.Helper()
-	if got := c.l.nodes[from].Ask("tcp", join(to, port)); got != want {
+	if got := c.l.nodes[from].Patient().Ask("tcp", join(to, port)); got != want {
 		t.Errorf("%s asks %s: %q, want %q", from, to, got, want)
 	}
 }

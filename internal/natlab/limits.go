@@ -68,7 +68,7 @@ func (l *Lab) checkLimit(t *testing.T, s Subject, x limitView) {
 		if want == 0 {
 			wanted = nil
 		}
-		if got := from.Flows(join(to, 9999), many); !maps.Equal(got, wanted) {
+		if got := from.Flows(join(to, 9999), many, want); !maps.Equal(got, wanted) {
 			t.Errorf("%s: of %d flows from %s to %s, answered are %v, want %d by %s", what, many, from.Name, to, got, want, by)
 		}
 	}
@@ -127,7 +127,7 @@ func (l *Lab) checkLimit(t *testing.T, s Subject, x limitView) {
 		to, by string
 	}{{cli, x.external, "c1"}, {c1, x.client, "cli"}} {
 		began := time.Now()
-		got := way.from.Flows(join(way.to, 9999), many)[way.by]
+		got := way.from.Flows(join(way.to, 9999), many, 1)[way.by]
 		most := rate + int(rate*time.Since(began).Seconds()) + 1
 		if got == 0 || got > most || most < many && got == many {
 			t.Errorf("%s opens %d flows, %d a second: answered are %d, want 1 to %d", way.from.Name, many, rate, got, most)

@@ -75,7 +75,7 @@ const liveMark = "extip-live"
 // await waits for something that takes a moment.
 func (l *Lab) await(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	const patience, pause = 10 * time.Second, 20 * time.Millisecond
+	const patience, pause = 30 * time.Second, 20 * time.Millisecond
 	for deadline := time.Now().Add(patience); !done(); time.Sleep(pause) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within ten seconds: %s", what)

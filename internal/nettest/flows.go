@@ -7,12 +7,12 @@ import (
 )
 
 // Flows opens UDP flows to a port that is served, each from a port of its own
-// until the test ends, and returns how many of them were answered, by whom.
-func (n *Node) Flows(addr string, count int) map[string]int {
+// until the test ends, and returns how many of them were answered, by whom. So
+// many answers are waited for longer as are expected.
+func (n *Node) Flows(addr string, count, expected int) map[string]int {
 	n.t.Helper()
-	answers := map[string]int{}
+	answers := make(chan string, count)
 	n.MustDo(func() error {
-		var conns []net.Conn
 		for range count {
 			c, err := net.Dial("udp", addr)
 			if err != nil {
@@ -22,30 +22,31 @@ func (n *Node) Flows(addr string, count int) map[string]int {
 			if _, err := c.Write([]byte("?")); err != nil {
 				return err
 			}
-			conns = append(conns, c)
-		}
-		// All were asked by now, so that one wait does for all.
-		over, ended := make(chan struct{}), make(chan struct{})
-		defer func() { close(over); <-ended }()
-		go func() {
-			defer close(ended)
-			if pass(n.turns, over) {
-				for _, c := range conns {
-					_ = c.SetReadDeadline(time.Now())
+			go func() {
+				buf := make([]byte, 512)
+				if size, err := c.Read(buf); err == nil {
+					name, _, _ := strings.Cut(string(buf[:size]), " ")
+					answers <- name
 				}
-			}
-		}()
-		buf := make([]byte, 512)
-		for _, c := range conns {
-			if size, err := c.Read(buf); err == nil {
-				name, _, _ := strings.Cut(string(buf[:size]), " ")
-				answers[name]++
-			}
+			}()
 		}
 		return nil
 	})
-	n.t.Logf("%s opens %d flows to %s: answered by %v", n.Name, count, addr, answers)
-	return answers
+	by, total := map[string]int{}, 0
+	for left := sure; left > 0 && total < count; {
+		if total >= expected {
+			left = min(left, silence)
+		}
+		select {
+		case name := <-answers:
+			by[name]++
+			total++
+		case <-time.After(turn):
+			left--
+		}
+	}
+	n.t.Logf("%s opens %d flows to %s: answered by %v", n.Name, count, addr, by)
+	return by
 }
 
 // Spray sends datagrams of one flow to an address that need not answer.

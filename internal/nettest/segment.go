@@ -12,6 +12,8 @@ import (
 type Segment struct {
 	sw    *Node
 	ports int
+	// last is the switch's port of a machine's interface, by both their names.
+	last map[string]string
 }
 
 // NewSegment makes a switch. It goes with the test.
@@ -28,7 +30,7 @@ func NamedSegment(t testing.TB, name string) *Segment {
 	sw.Sysctl("ipv6.conf.all.disable_ipv6", "1")
 	sw.Run("ip", "link", "add", "switch", "type", "bridge")
 	sw.Run("ip", "link", "set", "switch", "up")
-	return &Segment{sw: sw}
+	return &Segment{sw: sw, last: map[string]string{}}
 }
 
 // Switch is the node that does the switching, to look at what passes.
@@ -45,6 +47,7 @@ func (s *Segment) Attach(name string, addrs ...string) *Node {
 func (s *Segment) Plug(n *Node, dev string, addrs ...string) {
 	s.ports++
 	port := fmt.Sprintf("port%d", s.ports)
+	s.last[n.NetNS+" "+dev] = port
 	s.sw.Run("ip", "link", "add", port, "type", "veth", "peer", "name", dev, "netns", n.NetNS)
 	s.sw.Run("ip", "link", "set", port, "master", "switch", "up")
 	n.Run("ip", "link", "set", dev, "up")
@@ -52,6 +55,17 @@ func (s *Segment) Plug(n *Node, dev string, addrs ...string) {
 	s.sw.AwaitPort(port)
 	n.AwaitUp(dev)
 	n.AwaitAsked(dev, addrs...)
+}
+
+// Cut has the switch pass nothing from and to a machine's interface, which doesn't
+// see that: its carrier stays.
+func (s *Segment) Cut(n *Node, dev string) {
+	s.sw.Run("bridge", "link", "set", "dev", s.last[n.NetNS+" "+dev], "state", "0") // disabled
+}
+
+// Heal undoes Cut.
+func (s *Segment) Heal(n *Node, dev string) {
+	s.sw.Run("bridge", "link", "set", "dev", s.last[n.NetNS+" "+dev], "state", "3") // forwarding
 }
 
 // AwaitPort returns when a bridge's port forwards: the kernel tells the bridge

@@ -74,10 +74,11 @@ func admission(networks []nat.Network) table {
 	return t
 }
 
-// forwardJumps leave DOCKER-USER's place to the administrator, who expects to
-// be asked first, and come before rejects of the others.
+// forwardJumps leave its place to the administrator, who expects to be asked
+// first: in DOCKER-USER, and in ufw's chain with the rules of "ufw route". They
+// come before rejects of the others, ufw's own for the rest included.
 func forwardJumps() []jump {
-	return []jump{{from: "FORWARD", to: chainForward, first: true, after: "DOCKER-USER"}}
+	return []jump{{from: "FORWARD", to: chainForward, first: true, after: []string{"DOCKER-USER", "ufw-before-forward", "ufw6-before-forward"}}}
 }
 
 func forwardRules(networks []nat.Network) []string {

@@ -104,8 +104,8 @@ type jump struct {
 	// first asks for a place before everybody else's rules. Without it any
 	// place does.
 	first bool
-	// after is the one chain whose jump may stay before ours.
-	after string
+	// after are the chains whose jumps stay before ours, wherever they are.
+	after []string
 }
 
 func (j jump) rule() string { return rule("", mark, j.to) }

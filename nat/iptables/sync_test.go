@@ -70,6 +70,11 @@ func TestSyncReports(t *testing.T) {
 			[]string{"filter: jump from FORWARD to EXTIP-FORWARD was at position 1"},
 		},
 		{
+			"ufw starts",
+			[]string{"iptables -N ufw-before-forward", "iptables -N ufw-reject-forward", "iptables -A FORWARD -j ufw-before-forward", "iptables -A FORWARD -j ufw-reject-forward"},
+			[]string{"filter: jump from FORWARD to EXTIP-FORWARD was at position 1"},
+		},
+		{
 			"another comes first",
 			[]string{"iptables -N DOCKER-USER", "iptables -I FORWARD -j DOCKER-USER", "iptables -I FORWARD 2 -j REJECT"},
 			[]string{"filter: jump from FORWARD to EXTIP-FORWARD was at position 3"},

@@ -130,8 +130,10 @@ func (t table) isOurs(rule string) bool { return strings.HasPrefix(targetOf(rule
 func (t table) check(j jump, rules []string) (fault string, place int) {
 	others := slices.DeleteFunc(slices.Clone(rules), t.isOurs)
 	place = 1
-	if j.after != "" && len(others) > 0 && targetOf(others[0]) == j.after {
-		place = 2
+	for i, rule := range others {
+		if slices.Contains(j.after, targetOf(rule)) {
+			place = i + 2
+		}
 	}
 	ours := t.ours(rules)
 	switch {
