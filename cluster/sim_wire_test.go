@@ -65,7 +65,8 @@ func (p *proc) probe(addrs []netip.Addr) map[netip.Addr]*simHost {
 // announce tells the segment that an address is here, in two frames.
 func (s *sim) announce(from *simHost, a netip.Addr) {
 	for _, to := range s.hosts {
-		if !to.hears(from) || s.odds(s.loss) && s.odds(s.loss) {
+		first, second := s.odds(s.loss), s.odds(s.loss)
+		if !to.hears(from) || first && second {
 			continue
 		}
 		s.after(s.frameDelay(), func() {
