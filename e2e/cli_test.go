@@ -166,7 +166,7 @@ func TestAccounting(t *testing.T) {
 	}
 	traffic := func(packets, bytes float64) map[string]any { return map[string]any{"packets": packets, "bytes": bytes} }
 	want := map[string]any{
-		"incoming": 1.0, "outgoing": 0.0, "refused": traffic(refused, refused*(20+8+10)),
+		"incoming": 1.0, "outgoing": 0.0, "limited_in": 0.0, "limited_out": 0.0, "refused": traffic(refused, refused*(20+8+10)),
 		"received": traffic(1, 20+8+1), "sent": traffic(1, float64(20+8+len("web saw "+outsideAddr))),
 	}
 	eventually(t, "all is counted", func() bool { return cmp.Equal(want, counted()) })
