@@ -9,6 +9,7 @@ import (
 // TestSwarm: a service of one replica, on a network that each of three nodes
 // configures for itself, keeps its external address when its node dies.
 func TestSwarm(t *testing.T) {
+	t.Parallel()
 	// The name has no registry behind it: an engine of a swarm asks for an
 	// image before it uses the one that it has.
 	const image = "127.0.0.1:9/probe"
