@@ -100,6 +100,9 @@ func TestPeers(t *testing.T) {
 	one := newAnnouncer(t, lan.Attach("one", "192.0.2.2/24"))
 	owner := lan.Attach("two", "192.0.2.3/24")
 	two := newAnnouncer(t, owner)
+	peer := hardware(awaitUp(t, two, "eth0"))
+	one.SetPeer(func(m net.HardwareAddr) bool { return m.String() == peer.String() })
+	two.SetPeer(func(net.HardwareAddr) bool { return true })
 	conflicts := run(t, one)
 	both := []netip.Addr{external, external6}
 	watched := []netip.Addr{external.Next(), external6.Next()}
@@ -107,10 +110,6 @@ func TestPeers(t *testing.T) {
 		if err := one.Watch("eth0", addr); err != nil {
 			t.Fatal(err)
 		}
-	}
-	peer := hardware(awaitUp(t, two, "eth0"))
-	for _, a := range []*Announcer{one, two} {
-		a.SetPeer(func(m net.HardwareAddr) bool { return a == two || m.String() == peer.String() })
 	}
 	ask := func() map[netip.Addr]net.HardwareAddr {
 		var wg sync.WaitGroup
