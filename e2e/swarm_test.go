@@ -43,6 +43,11 @@ func TestSwarm(t *testing.T) {
 		s.create("many", "--replicas", "6", "--network", "web")
 		var have map[string]string
 		eventually(t, "each task has an address", func() bool { have = claims(t, s.etcd); return len(have) == 7 })
+		for _, task := range s.tasks("many") {
+			if task.Status.Err != "" {
+				t.Errorf("one was refused: %s", task.Status.Err)
+			}
+		}
 		on := map[string]bool{}
 		for address, host := range have {
 			on[host] = true
