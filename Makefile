@@ -37,11 +37,15 @@ test: ## unit tests, and those with the kernel in private namespaces
 # What tries both backends itself, or has nothing to do with them.
 ONCE = TestSwarm|TestCompose|TestCompatibility|TestManaged|TestPackage|TestRelease|TestHarness|TestParents|TestTraffic|TestRepair|TestRecipe|TestBackendSwitch
 ONCE := $(ONCE)|TestFirewalls|TestIPv6|TestTwoUplinks|TestFilters|TestDoctor|TestAdopt|TestAttacks|TestNeverTheHost|TestClaim|TestOneAnswers|TestDefaultParent|TestReservation
-ONCE := $(ONCE)|TestParentComesLate|TestForeignOwner|TestLateOwner|TestTakeOver|TestForwardPolicy|TestWire|TestSecondPlugin|TestPool|TestTwoNetworks|TestAttachToNone|TestRouted$$
+ONCE := $(ONCE)|TestParentComesLate|TestForeignOwner|TestLateOwner|TestTakeOver|TestForwardPolicy|TestWire|TestSecondPlugin|TestPool|TestTwoNetworks|TestAttachToNone|TestRouted$$|TestCluster|TestFloods|TestAccounting|TestLive
 # -count=1, as go does not know that the tests run the program.
 e2e: ## the whole thing with a real engine, with each backend; as root
-	go test -count=1 -timeout 60m ./e2e
-	EXTIP_TEST_BACKEND=iptables go test -count=1 -timeout 60m -skip '$(ONCE)' ./e2e
+	go test -count=1 -parallel 3 -timeout 60m ./e2e
+	EXTIP_TEST_BACKEND=iptables go test -count=1 -parallel 3 -timeout 60m -skip '$(ONCE)' ./e2e
+
+SEEDS ?= 2000
+simulate: ## several hosts with all that may befall them, SEEDS histories
+	EXTIP_SIM_SEEDS=$(SEEDS) go test -count=1 -run TestSimulation -v ./cluster | grep -E '^(---|ok|FAIL|PASS|panic)|^ {4}sim_test|^ {11}'
 
 STEPS ?= 1000
 soak: ## 1,000 random operations on the kernel, crashes and damage among them
@@ -62,4 +66,4 @@ release: ## packages and archives of all architectures, in dist
 clean: ## remove what build made
 	rm -rf bin dist
 
-.PHONY: help build check vulns fuzz test e2e soak bench quickstart engines release clean
+.PHONY: help build check vulns fuzz test e2e simulate soak bench quickstart engines release clean

@@ -126,6 +126,37 @@ func TestSimultaneous(t *testing.T) {
 	wg.Wait()
 }
 
+// TestAskedWhileHeld: who asks for an address at the same time as the host that has
+// announced it sees that host, which doesn't see him.
+func TestAskedWhileHeld(t *testing.T) {
+	lan := nettest.NewSegment(t)
+	holder, other := newAnnouncer(t, lan.Attach("holder", "192.0.2.2/24")), newAnnouncer(t, lan.Attach("other", "192.0.2.3/24"))
+	own := hardware(awaitUp(t, holder, "eth0"))
+	for _, addr := range families {
+		if err := holder.Announce("eth0", addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	heard := make(chan map[netip.Addr]net.HardwareAddr)
+	go func() {
+		// One that nobody asks for keeps the wait going.
+		found, err := other.Probe(t.Context(), "eth0", []netip.Addr{external, external6, netip.MustParseAddr("192.0.2.99")}, thorough)
+		if err != nil {
+			t.Error(err)
+		}
+		heard <- found
+	}()
+	for range 2 {
+		found, err := holder.Probe(t.Context(), "eth0", []netip.Addr{external, external6}, thorough)
+		if len(found) > 0 || err != nil {
+			t.Errorf("the holder found %v, %v", found, err)
+		}
+	}
+	if found := <-heard; len(found) != 2 || found[external].String() != own.String() || found[external6].String() != own.String() {
+		t.Errorf("the other found %v, want %v", found, own)
+	}
+}
+
 // TestKernelProbes: the other is a kernel with its own duplicate address
 // detection. It is heard, and it hears.
 func TestKernelProbes(t *testing.T) {

@@ -118,13 +118,13 @@ func (a *Announcer) saw(s sighting, index int) {
 	}
 	e, kept := p.addrs[s.addr]
 	probes := p.probes[s.addr]
-	if !kept && len(probes) == 0 || a.ours(p, s.mac) || s.claim && a.isPeer(s.mac) {
+	if !kept && len(probes) == 0 || a.ours(p, s.mac) || s.claim && (e.announced || a.isPeer(s.mac)) {
 		return
 	}
 	for _, pr := range probes {
 		pr.answer(s.addr, s.mac)
 	}
-	if kept && !(e.announced && s.claim) {
+	if kept {
 		a.clash(p, e, s)
 	}
 }

@@ -36,6 +36,13 @@ const (
 	pause = 100 * time.Millisecond
 )
 
+// An asker leads to etcd: a door, or what simulates one.
+type asker interface {
+	client(ctx context.Context) (c *clientv3.Client, at int, moved <-chan struct{}, err error)
+	ask(ctx context.Context, fn func(ctx context.Context, c *clientv3.Client) error) error
+	close() error
+}
+
 // A door leads to etcd by one endpoint at a time: to the next one when that
 // gives no answer. The client can hold connections to all at once, but then one
 // that is hung costs every third request its time, for as long as it is.

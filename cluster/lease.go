@@ -137,7 +137,7 @@ func (m *Member) renewals(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(ttl / 3):
+		case <-time.After(jitter(ttl / 3)):
 		}
 		if err := m.renew(ctx, lease); err != nil {
 			return err

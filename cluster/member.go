@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -64,7 +65,7 @@ type Follower interface {
 // called concurrently.
 type Member struct {
 	config Config
-	door   *door
+	door   asker
 
 	mu     sync.Mutex
 	mirror mirror
@@ -103,11 +104,7 @@ func Open(c Config) (*Member, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
-	m := &Member{
-		config: c, door: newDoor(c), fence: Fence{Host: c.Host}, lost: time.Now(), trouble: errSilent,
-		anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
-		offers: map[netip.Addr]int64{}, asked: map[string]chan answer{}, answered: map[string]string{},
-	}
+	m := newMember(c, newDoor(c))
 	ctx, cancel := context.WithTimeout(context.Background(), openTimeout)
 	defer cancel()
 	err := m.join(ctx)
@@ -121,6 +118,13 @@ func Open(c Config) (*Member, error) {
 		m.report(err)
 	}
 	return m, nil
+}
+
+func newMember(c Config, d asker) *Member {
+	return &Member{
+		config: c, door: d, fence: Fence{Host: c.Host}, lost: time.Now(), trouble: errSilent, anew: make(chan error, 1), newsCame: make(chan struct{}, 1),
+		offers: map[netip.Addr]int64{}, asked: map[string]chan answer{}, answered: map[string]string{},
+	}
 }
 
 // Close lets go of etcd. The lease is left to end by itself: a host whose program
@@ -163,11 +167,15 @@ func (m *Member) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(retry):
+		case <-time.After(jitter(retry)):
 		}
 	}
 	return nil
 }
+
+// jitter is a time up to a quarter shorter, so that hosts to which the same happened
+// don't ask etcd all at once for ever after.
+func jitter(d time.Duration) time.Duration { return d - rand.N(d/4) }
 
 // report remembers why this host is not joined, nil if it is, and tells if that is news.
 func (m *Member) report(err error) {
@@ -232,15 +240,27 @@ func (m *Member) session(ctx context.Context) error {
 			if err := response.Err(); err != nil { // also: what is to come is compacted
 				return fmt.Errorf("watch: %w", err)
 			}
-			changes := make([]change, len(response.Events))
-			for i, e := range response.Events {
-				changes[i] = m.changeOf(e.Kv)
-				revision = max(revision, e.Kv.ModRevision)
-			}
-			m.learn(func(mirror *mirror) []string { return mirror.watched(revision, changes...) })
+			revision = m.watched(revision, response.Events)
 		}
 	}
 }
+
+// watched takes in what the watch tells after a revision, and returns that of the
+// last event.
+func (m *Member) watched(revision int64, events []*clientv3.Event) int64 {
+	changes := make([]change, len(events))
+	for i, e := range events {
+		changes[i] = m.changeOf(e.Kv)
+		revision = max(revision, e.Kv.ModRevision)
+	}
+	m.learn(func(mirror *mirror) []string { return mirror.watched(revision, changes...) })
+	return revision
+}
+
+// page is how many keys are read of the ledger at once: some 1.4 MB. All of it may be
+// more than comes in the time of an attempt, and then would never come; for each page
+// etcd 3.4 goes through all keys that follow.
+const page = 5000
 
 // load reads the whole ledger, and returns the revision that it has read.
 func (m *Member) load(ctx context.Context) (revision int64, err error) {
@@ -248,19 +268,26 @@ func (m *Member) load(ctx context.Context) (revision int64, err error) {
 	latest := m.mirror.latest
 	m.mu.Unlock()
 	var all []change
-	err = m.door.ask(ctx, func(ctx context.Context, c *clientv3.Client) error {
-		response, err := c.Get(ctx, m.config.Prefix, clientv3.WithPrefix())
+	for key, more := m.config.Prefix, true; more; {
+		err = m.door.ask(ctx, func(ctx context.Context, c *clientv3.Client) error {
+			response, err := c.Get(ctx, key, clientv3.WithRange(clientv3.GetPrefixRangeEnd(m.config.Prefix)),
+				clientv3.WithLimit(page), clientv3.WithRev(revision))
+			if err != nil {
+				return err
+			}
+			if revision == 0 {
+				revision = response.Header.Revision
+			}
+			for _, kv := range response.Kvs {
+				all = append(all, m.changeOf(kv))
+				key = string(kv.Key) + "\x00"
+			}
+			more = response.More
+			return nil
+		})
 		if err != nil {
-			return err
+			return 0, fmt.Errorf("read the ledger: %w", err)
 		}
-		revision, all = response.Header.Revision, make([]change, len(response.Kvs))
-		for i, kv := range response.Kvs {
-			all[i] = m.changeOf(kv)
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("read the ledger: %w", err)
 	}
 	m.learn(func(mirror *mirror) []string { return mirror.reload(latest, revision, all) })
 	return revision, nil
@@ -305,34 +332,39 @@ func (m *Member) tell(ctx context.Context) {
 			return
 		case <-m.newsCame:
 		}
-		m.mu.Lock()
-		changed, notify, follower := m.news, m.notify, m.follower
-		m.news = nil
-		m.mu.Unlock()
-		slices.Sort(changed)
-		changed = slices.Compact(changed)
-		var ledger []string
-		var claims []netip.Addr
-		for _, key := range changed {
-			kind, rest, _ := strings.Cut(key, "/")
-			switch kind += "/"; kind {
-			case claimsPrefix, reservedPrefix, namesPrefix:
-				ledger = append(ledger, key)
-			}
-			if a, err := netip.ParseAddr(rest); err == nil && kind == claimsPrefix {
-				claims = append(claims, a)
-			}
-		}
-		if len(ledger) > 0 {
-			for _, fn := range notify {
-				fn(ledger)
-			}
-		}
-		if len(claims) > 0 && follower != nil {
-			follower.ClaimsChanged(claims)
-		}
-		m.takeUp(changed)
+		m.tellNews()
 	}
+}
+
+// tellNews tells of what has changed since the last time.
+func (m *Member) tellNews() {
+	m.mu.Lock()
+	changed, notify, follower := m.news, m.notify, m.follower
+	m.news = nil
+	m.mu.Unlock()
+	slices.Sort(changed)
+	changed = slices.Compact(changed)
+	var ledger []string
+	var claims []netip.Addr
+	for _, key := range changed {
+		kind, rest, _ := strings.Cut(key, "/")
+		switch kind += "/"; kind {
+		case claimsPrefix, reservedPrefix, namesPrefix:
+			ledger = append(ledger, key)
+		}
+		if a, err := netip.ParseAddr(rest); err == nil && kind == claimsPrefix {
+			claims = append(claims, a)
+		}
+	}
+	if len(ledger) > 0 {
+		for _, fn := range notify {
+			fn(ledger)
+		}
+	}
+	if len(claims) > 0 && follower != nil {
+		follower.ClaimsChanged(claims)
+	}
+	m.takeUp(changed)
 }
 
 // restart has the session end and another one begin. m.mu is held.

@@ -29,6 +29,7 @@ type attack struct {
 // works, while the plugin runs and while it doesn't; and all of it works once
 // extip's rules are taken away, or the test would show nothing.
 func TestAttacks(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
 			lab := newLab(t, options{backend: backend, plugin: []string{"--state", "/run/extip-state/extip.db"}})
@@ -313,6 +314,7 @@ func (s *attackScene) attacks() []attack {
 // to which a service answers by the interface that they came in by, is measured
 // until the rules are back.
 func TestNeverTheHost(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
 			lab := newLab(t, options{backend: backend, plugin: byHint})

@@ -37,6 +37,7 @@ func outage(t *testing.T) time.Duration {
 // TestCluster: three hosts hand one pool out once, an address follows its container
 // when a host dies, and no partition has two hosts answer for one.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	s := newTrio(t)
 	one, two, three := s.hosts["docker1"], s.hosts["docker2"], s.hosts["docker3"]
 

@@ -13,6 +13,7 @@ import (
 // TestCompose brings the examples up and down: each service has its address,
 // also after its container was made anew, and nothing is left.
 func TestCompose(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	_, err := lab.command("docker-compose", "version").Output()
 	nettest.Require(t, err == nil, "the program docker-compose")

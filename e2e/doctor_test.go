@@ -30,6 +30,7 @@ func (l *lab) findings() (list []doctor.Finding, fails bool) {
 // TestDoctor breaks a host in ways that extip can't mend: the doctor names the
 // cause, a trace ends there, and the remedy helps.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) { examined(t, options{backend: backend}) })
 	}

@@ -16,6 +16,7 @@ import (
 // container that does, takes the host's table of connections as far as its limit
 // goes, and without one as far as it likes; nobody else's way is in it.
 func TestFloods(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
 			lab := newLab(t, options{backend: backend})

@@ -31,6 +31,7 @@ func release(t testing.TB, tree, version, dir string) {
 // TestPackage installs in each of the ways, on a machine of its own, upgrades
 // under traffic, and removes without a trace.
 func TestPackage(t *testing.T) {
+	t.Parallel()
 	nettest.Require(t, isRoot(), "root")
 	shipped := t.TempDir()
 	for _, version := range []string{"v0.0.1", "v0.0.2"} {
@@ -50,6 +51,7 @@ func TestPackage(t *testing.T) {
 // TestRelease: two trees of the same make the same bytes, and the program
 // needs nothing of the machine that it runs on.
 func TestRelease(t *testing.T) {
+	t.Parallel()
 	nettest.RequireTool(t, "git")
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "elsewhere")

@@ -13,6 +13,7 @@ import (
 // another, each on an external address of its own, asked by the programs that
 // people use.
 func TestRecipe(t *testing.T) {
+	t.Parallel()
 	for _, tool := range []string{"ssh", "ssh-keygen", "curl"} {
 		nettest.RequireTool(t, tool)
 	}

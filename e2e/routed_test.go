@@ -26,6 +26,7 @@ const (
 //	client ── router ─┬─ host1
 //	                  └─ host2
 func TestRouted(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	host1, host2 := s.newHost(1, "nftables"), s.newHost(2, "iptables")
 	s.startBIRD(host1)

@@ -12,6 +12,7 @@ import (
 // address of a service follows its task to another node, whether the service names
 // it, or has the nodes choose it once of a pool that they share.
 func TestSwarm(t *testing.T) {
+	t.Parallel()
 	s := newSwarm(t)
 
 	t.Run("each for itself", func(t *testing.T) {

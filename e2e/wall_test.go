@@ -193,6 +193,7 @@ func walls() []wall {
 // done with the firewall, the addresses work again, after what the log says, and
 // the host never answers in the container's place.
 func TestFirewalls(t *testing.T) {
+	t.Parallel()
 	for _, w := range walls() {
 		for _, backend := range []string{"nftables", "iptables"} {
 			t.Run(w.name+"/"+backend, func(t *testing.T) {

@@ -43,6 +43,9 @@ fi
 say "make test $race"
 make test RACE=$race
 
+say "make simulate"
+make simulate
+
 say "make soak STEPS=300"
 make soak STEPS=300
 

@@ -1,11 +1,13 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -107,6 +109,12 @@ func parseClaim(value []byte) (c Claim, ok bool, err error) {
 		return c, false, fmt.Errorf("a claim of the ledger: %w", err)
 	}
 	return c, true, nil
+}
+
+// mayBeOf tells whether a claim may be a host's, without reading it: of what all
+// hosts have claimed, most are others'.
+func mayBeOf(value []byte, host string) bool {
+	return bytes.Contains(value, strconv.AppendQuote(nil, host))
 }
 
 // claimOf is an endpoint's claim in the ledger.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,13 +18,13 @@ import (
 // and records the endpoint as it is given, which is without the address. The
 // reservations of both follow. It returns a *TakenError or *ReservedError if
 // somebody else has the address, and what Ledger.Commit says if the other host is
-// not alive. After ErrApart it may have been handed over: then Reclaim finds it
-// lost.
+// not alive. After ErrApart it may have been handed over, now or later: until Reclaim
+// finds it lost, or claims it once more, this host is not its Holder.
 func (s *Store) HandOver(e Endpoint, a netip.Addr, to Claim) error {
 	if s.ledger == nil {
 		return errNotShared
 	}
-	return s.update(fmt.Sprintf("hand %s over to host %s", a, to.Host), func(tx *transaction) error {
+	err := s.update(fmt.Sprintf("hand %s over to host %s", a, to.Host), func(tx *transaction) error {
 		c, ok, err := tx.claimed(a)
 		switch {
 		case err != nil:
@@ -52,6 +53,21 @@ func (s *Store) HandOver(e Endpoint, a netip.Addr, to Claim) error {
 		}
 		return tx.put(endpointsBucket, e.ID, e)
 	})
+	if errors.Is(err, ErrApart) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.unsure[a] = true
+	}
+	return err
+}
+
+// isUnsure tells whether an address was handed over without an answer. What is known
+// of it then may be from before, and even what the ledger says: it may be about to
+// make what it was asked for. Only once it has made another write of the claim it can't.
+func (s *Store) isUnsure(a netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unsure[a]
 }
 
 // TakeOver records an endpoint as it is given, which is with an address that
@@ -108,6 +124,9 @@ func (s *Store) Given() (map[netip.Addr]Claim, error) {
 		return given, nil
 	}
 	err := s.ledger.Scan(claimsPrefix, func(key string, value []byte) error {
+		if !mayBeOf(value, s.ledger.Host()) {
+			return nil
+		}
 		c, _, err := parseClaim(value)
 		if a, ok := addressOf(key); ok && c.Host == s.ledger.Host() && c.From != "" {
 			given[a] = c

@@ -191,3 +191,45 @@ func TestGivenGrace(t *testing.T) {
 		}
 	})
 }
+
+// TestHandOverUnanswered: what was handed over without an answer may be the other
+// host's at any time from then on. The host doesn't count as the holder, whatever it
+// knows, until it has claimed the address once more: then it can't be any more.
+func TestHandOverUnanswered(t *testing.T) {
+	for _, answer := range []ledgertest.Answer{ledgertest.NotMade, ledgertest.Unanswered} {
+		l := ledgertest.New()
+		a, b := newHost(t, l, "docker1"), newHost(t, l, "docker2")
+		e, err := a.start("web", "", "203.0.113.64")
+		other, err2 := b.start("mail", "")
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		addr := e.External[0]
+		_, before := a.Get("claims/" + addr.String())
+		a.Late()
+		a.Answers(func([]store.Write) ledgertest.Answer { return answer })
+		err = a.HandOver(without(e, addr.String()), addr, store.Claim{Host: "docker2", Endpoint: other.ID, Network: other.Network})
+		if !errors.Is(err, store.ErrApart) {
+			t.Fatalf("answer %d: %v", answer, err)
+		}
+		a.Answers(nil)
+		if c, ok := a.Holder(addr); ok {
+			t.Errorf("answer %d: held by %+v, though that isn't known", answer, c)
+		}
+		if answer == ledgertest.Unanswered {
+			a.reclaim(t, "map[203.0.113.64:docker2]")
+			if c, ok := a.Holder(addr); !ok || c.Host != "docker2" {
+				t.Errorf("held by %+v", c)
+			}
+			continue
+		}
+		a.reclaim(t, "map[]")
+		if c, ok := a.Holder(addr); !ok || c.Endpoint != e.ID {
+			t.Errorf("held by %+v", c)
+		}
+		if _, now := a.Get("claims/" + addr.String()); now == before {
+			t.Error("its claim is as it was: the hand-over can still be made")
+		}
+		a.reclaim(t, "map[]")
+	}
+}

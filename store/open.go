@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -26,7 +27,7 @@ func open(path string, l Ledger) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: open %s: %w", path, err)
 	}
-	s := &Store{db: db, given: map[Claim]time.Time{}, works: works{keys: map[string]bool{}, ended: make(chan struct{})}}
+	s := &Store{db: db, given: map[Claim]time.Time{}, unsure: map[netip.Addr]bool{}, works: works{keys: map[string]bool{}, ended: make(chan struct{})}}
 	for _, check := range []func() error{s.complete, s.readable, s.consistent, func() error { return s.prepare(l) }, s.recallTaken} {
 		if err := check(); err != nil {
 			return nil, errors.Join(fmt.Errorf("store: open %s: %w", path, err), db.Close())

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -63,12 +64,16 @@ func (s *Store) Reclaim(leave ...netip.Addr) (lost map[netip.Addr]string, err er
 		if err != nil {
 			return nil, err
 		}
+		s.mu.Lock()
+		maps.DeleteFunc(s.unsure, func(a netip.Addr, _ bool) bool { return slices.Contains(batch, a) })
+		s.mu.Unlock()
 		maps.Copy(lost, lostOf)
 	}
 	return lost, nil
 }
 
-// differing are the addresses of which ledger and file say different things.
+// differing are the addresses of which ledger and file say different things, or of
+// which it is not known what the ledger says.
 func (s *Store) differing() (list []netip.Addr, err error) {
 	recorded, err := s.Claims()
 	if err != nil {
@@ -77,6 +82,9 @@ func (s *Store) differing() (list []netip.Addr, err error) {
 	given := map[Claim]bool{}
 	mine := map[netip.Addr]Claim{}
 	err = s.ledger.Scan(claimsPrefix, func(key string, value []byte) error {
+		if !mayBeOf(value, s.ledger.Host()) {
+			return nil
+		}
 		c, _, err := parseClaim(value)
 		a, ok := addressOf(key)
 		if err != nil || !ok || c.Host != s.ledger.Host() {
@@ -93,6 +101,7 @@ func (s *Store) differing() (list []netip.Addr, err error) {
 	}
 	s.mu.Lock()
 	maps.DeleteFunc(s.given, func(c Claim, _ time.Time) bool { return !given[c] })
+	unsure := maps.Clone(s.unsure)
 	s.mu.Unlock()
 	err = s.db.View(func(btx *bolt.Tx) error {
 		tx := fileTransaction(btx)
@@ -101,7 +110,7 @@ func (s *Store) differing() (list []netip.Addr, err error) {
 			if err := tx.get(endpointsBucket, id, &e); err != nil {
 				return err
 			}
-			if !mine[a].isOf(s.ledger.Host(), e) {
+			if !mine[a].isOf(s.ledger.Host(), e) || unsure[a] {
 				list = append(list, a)
 			}
 		}
@@ -118,7 +127,7 @@ func (c Claim) isOf(host string, e Endpoint) bool {
 }
 
 // reclaim makes ledger and file agree about one address, or returns who has it. One
-// to leave stays free if it is.
+// to leave stays free if it is. mu is held.
 func (s *Store) reclaim(tx *transaction, a netip.Addr, leave bool) (lostTo string, err error) {
 	id := string(tx.read(claimsBucket, a.String()))
 	c, ok, err := tx.claimed(a)
@@ -136,7 +145,7 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr, leave bool) (lostTo strin
 		return c.Host, nil
 	}
 	var e Endpoint
-	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) {
+	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) && !s.unsure[a] {
 		return "", err
 	}
 	if name := tx.keeper(a); name != "" && name != e.Reservation {

@@ -288,7 +288,10 @@ func (s *Store) Holder(a netip.Addr) (c Claim, ok bool) {
 	if s.ledger != nil {
 		value, _ := s.ledger.Get(claimsPrefix + a.String())
 		c, ok, err := parseClaim(value)
-		return c, ok && err == nil
+		if err != nil || c.Host == s.ledger.Host() && s.isUnsure(a) {
+			return Claim{}, false
+		}
+		return c, ok
 	}
 	_ = s.db.View(func(btx *bolt.Tx) error {
 		tx := fileTransaction(btx)

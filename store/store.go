@@ -262,6 +262,8 @@ type Store struct {
 	taken pool.Set
 	works works
 	given map[Claim]time.Time // not recorded yet, and first seen then
+	// unsure are addresses that were handed over without an answer.
+	unsure map[netip.Addr]bool
 	// Intercept, if set, is asked before each write of the file; its error is
 	// the write's. Tests make a disk full with it, or the program end.
 	Intercept func(what string) error

@@ -1,0 +1,6 @@
+//go:build !race
+
+package cluster
+
+// slow is for the race detector.
+const slow = false
