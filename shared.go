@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,6 +56,12 @@ func share(member *cluster.Member, k kernel, d *driver.Driver) func(context.Cont
 	}
 	member.SetMACs(k.host.MACs)
 	k.announcer.SetPermit(member.MayDefend)
+	// Of two that ask for an address at the same time the ledger says who gets it,
+	// if it can be asked; by the wire neither would.
+	k.announcer.SetPeer(func(mac net.HardwareAddr) bool {
+		_, apart := member.Apart()
+		return !apart && member.Member(mac) != ""
+	})
 	d.JoinCluster(member)
 	return func(ctx context.Context) error {
 		member.Follow(d)

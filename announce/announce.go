@@ -7,6 +7,7 @@ package announce
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -43,6 +44,8 @@ type Announcer struct {
 	refresh time.Duration
 	// permit is asked before what nobody has called for; nil permits all.
 	permit func(netip.Addr) bool
+	// peer tells whose probes are no claim; nil tells nobody's.
+	peer func(net.HardwareAddr) bool
 	// Fields so that tests needn't wait.
 	spacing, defendInterval, reportInterval time.Duration
 

@@ -1,7 +1,9 @@
 package announce
 
 import (
+	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -88,5 +90,47 @@ func TestChallenge(t *testing.T) {
 				t.Error("an interface that isn't there is no error")
 			}
 		})
+	}
+}
+
+// TestPeers: of hosts that agree by other means none takes another's question for
+// a claim, while it asks itself or listens; an answer is one.
+func TestPeers(t *testing.T) {
+	lan := nettest.NewSegment(t)
+	one := newAnnouncer(t, lan.Attach("one", "192.0.2.2/24"))
+	owner := lan.Attach("two", "192.0.2.3/24")
+	two := newAnnouncer(t, owner)
+	peer := hardware(awaitUp(t, two, "eth0"))
+	one.SetPeer(func(m net.HardwareAddr) bool { return m.String() == peer.String() })
+	two.SetPeer(func(net.HardwareAddr) bool { return true })
+	conflicts := run(t, one)
+	both := []netip.Addr{external, external6}
+	watched := []netip.Addr{external.Next(), external6.Next()}
+	for _, addr := range watched {
+		if err := one.Watch("eth0", addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func() map[netip.Addr]net.HardwareAddr {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() {
+			if found, err := two.Probe(t.Context(), "eth0", append(both, watched...), thorough); err != nil || len(found) != 0 {
+				t.Errorf("found %v, %v", found, err)
+			}
+		})
+		found, err := one.Probe(t.Context(), "eth0", both, thorough)
+		if err != nil {
+			t.Error(err)
+		}
+		return found
+	}
+	if found := ask(); len(found) != 0 {
+		t.Errorf("found %v", found)
+	}
+	nothingFor(t, 10*time.Millisecond, conflicts)
+	owner.Run("ip", "addr", "add", external.String()+"/32", "dev", "eth0")
+	if found := ask(); len(found) != 1 || found[external].String() != peer.String() {
+		t.Errorf("found %v, want %v", found, peer)
 	}
 }

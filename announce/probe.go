@@ -52,9 +52,9 @@ func (p *probe) answer(addr netip.Addr, m mac) {
 // at the same time, and returns who does, by MAC. Who only probes for an
 // address at the same time counts too (RFC 5227 §2.1.1, RFC 4862 §5.4.3): of two
 // such hosts at least one sees the other, and both do unless one has already
-// given up. But he doesn't for an address that is announced here: he is the one to
-// give up. This host's own addresses are no conflict, unless one of its
-// interfaces that isn't a parent in use answers for them on the same segment.
+// given up. But who probes doesn't for an address that is announced here: that one is
+// to give up; nor do hosts that SetPeer's function knows. This host's own addresses
+// are no conflict, unless one of its interfaces that isn't a parent in use answers for them on the same segment.
 //
 // It takes as long as t says; less if all of addrs are found to be taken; no
 // time if parent has no neighbours. If ctx ends, or parent goes down, it

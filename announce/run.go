@@ -3,6 +3,7 @@ package announce
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 )
@@ -24,6 +25,13 @@ func (a *Announcer) SetRefresh(d time.Duration) { a.refresh = d }
 // be called concurrently, must not wait, and must not call the Announcer. Call
 // SetPermit before Run.
 func (a *Announcer) SetPermit(fn func(netip.Addr) bool) { a.permit = fn }
+
+// SetPeer has fn tell who agrees with this host by other means which of them may
+// have an address: that such a host asks for one, too, means nothing. Without it
+// all others count. fn is as SetPermit's.
+func (a *Announcer) SetPeer(fn func(net.HardwareAddr) bool) { a.peer = fn }
+
+func (a *Announcer) isPeer(m mac) bool { return a.peer != nil && a.peer(m[:]) }
 
 func (a *Announcer) permits(addr netip.Addr) bool { return a.permit == nil || a.permit(addr) }
 

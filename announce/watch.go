@@ -118,7 +118,7 @@ func (a *Announcer) saw(s sighting, index int) {
 	}
 	e, kept := p.addrs[s.addr]
 	probes := p.probes[s.addr]
-	if !kept && len(probes) == 0 || a.ours(p, s.mac) || e.announced && s.claim {
+	if !kept && len(probes) == 0 || a.ours(p, s.mac) || s.claim && (e.announced || a.isPeer(s.mac)) {
 		return
 	}
 	for _, pr := range probes {

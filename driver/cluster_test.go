@@ -342,3 +342,32 @@ func TestDeadHost(t *testing.T) {
 	s.mustAnswer("203.0.113.60", "docker2")
 	s.noDoubles()
 }
+
+// TestGivenUp: an address of the pool that another host was heard to use can be had
+// as soon as that host gives it up; a stranger's can't.
+func TestGivenUp(t *testing.T) {
+	s := newSite(t, 2, "extip.pool", "203.0.113.60")
+	one, two := s.hosts[0], s.hosts[1]
+	one.probeAhead(t.Context(), func(string) bool { return true })
+	if err := two.run(ep2, "172.31.0.3/16"); err != nil {
+		t.Fatal(err)
+	}
+	s.wire.Settle()
+	if got := one.segments.ownerOf("br-ex", addr(shared)); got != two.member.mac.String() {
+		t.Fatalf("heard to use it: %q", got)
+	}
+	if err := two.rm(ep2); err != nil {
+		t.Fatal(err)
+	}
+	s.catchUp()
+	if err := one.run(ep1, "172.31.0.2/16"); err != nil {
+		t.Error(err)
+	}
+	if err := one.rm(ep1); err != nil {
+		t.Fatal(err)
+	}
+	one.segments.learn("br-ex", addr(shared), stranger.String())
+	s.catchUp()
+	one.claimChanged(addr(shared))
+	mustContain(t, one.run(ep1, "172.31.0.2/16"), "is used by "+stranger.String())
+}

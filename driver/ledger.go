@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -158,6 +159,12 @@ func (d *Driver) reclaimBut(leave []netip.Addr) {
 // claimChanged looks who has an address now.
 func (d *Driver) claimChanged(a netip.Addr) {
 	c, ok := d.store.Holder(a)
+	if !ok {
+		d.segments.forget(a, func(mac string) bool {
+			m, err := net.ParseMAC(mac)
+			return err == nil && d.memberOf(m) != ""
+		})
+	}
 	switch e := d.publisher(a); {
 	case ok && c.Host != d.cluster.Host():
 		d.lose(a, c.Host)

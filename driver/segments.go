@@ -82,6 +82,17 @@ func (s *segments) learn(parent string, a netip.Addr, mac string) {
 	s.foreign[at] = foreign{mac, time.Now().Add(foreignFor)}
 }
 
+// forget ends the belief that one of these has an address: it has given it up.
+func (s *segments) forget(a netip.Addr, of func(mac string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for at, f := range s.foreign {
+		if at.addr == a && of(f.mac) {
+			delete(s.foreign, at)
+		}
+	}
+}
+
 // clash counts a conflict about an address of ours.
 func (s *segments) clash(a netip.Addr, mac string) Clash {
 	s.mu.Lock()

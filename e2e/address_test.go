@@ -22,6 +22,7 @@ func mac(n *nettest.Node, dev string) string {
 // Who asks for one of them is refused with that machine's MAC, and nothing is
 // left of it; who doesn't, gets another.
 func TestForeignOwner(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.lan.Attach("other", "203.0.113.56/24", "203.0.113.58/24", "2001:db8::56/64")
 	other := lab.lan.Attach("another", "203.0.113.60/24")
@@ -50,6 +51,7 @@ func TestForeignOwner(t *testing.T) {
 // TestLateOwner: somebody takes an address that a container has. It is told
 // once; then the address is kept, or left to it until it is gone.
 func TestLateOwner(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("keep", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.57")
 	lab.network("yield", "172.30.0.0/16", "extip.pool=203.0.113.58-203.0.113.59", "extip.conflict=yield")
@@ -86,6 +88,7 @@ func TestLateOwner(t *testing.T) {
 // TestTakeOver: an address moves here from another machine. A client that is
 // just talking to that one talks to the container from its next packet on.
 func TestTakeOver(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.dual("web", "172.31.0.0/16", "2001:db8:31::/64", "extip.dad=off")
 	old := lab.lan.Attach("old", "203.0.113.56/24", "2001:db8::56/64")
@@ -124,6 +127,7 @@ func (l *lab) joins() (ms []float64) {
 // again, one that is asked for only then. What that adds to docker run is in the
 // log: nothing, and half a second.
 func TestClaimWait(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	tap := lab.outside.Tap("eth0")
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.50-203.0.113.62")
@@ -161,6 +165,7 @@ func TestClaimWait(t *testing.T) {
 // TestReservation: a name keeps its address while containers and networks come
 // and go, through restarts of the plugin and of the host.
 func TestReservation(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	web := func() { lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62") }
 	mail := func() {
@@ -195,6 +200,7 @@ func TestReservation(t *testing.T) {
 // TestRoutedBlocks: addresses that are routed to this host need no neighbours,
 // and no interface of a segment.
 func TestRoutedBlocks(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.host.Serve(80)
 	lab.network("nowhere", "172.31.0.0/16", "extip.pool=198.51.100.8/30", "extip.alias=none")
@@ -224,6 +230,7 @@ func TestRoutedBlocks(t *testing.T) {
 // TestParentComesLate: containers start while their parent is missing, and have
 // their addresses once it is there.
 func TestParentComesLate(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.dual("web", "172.31.0.0/16", "2001:db8:31::/64", "extip.pool=203.0.113.56-203.0.113.62,2001:db8::56-2001:db8::58")
 	lab.docker("run", "-d", "--name", "always", "--hostname", "always", "--restart", "always", "--network", "web", probeImage, "/probe", "serve", "80")

@@ -8,6 +8,7 @@ import (
 // TestAdopt: the five commands of the recipe that people typed are taken over,
 // under traffic.
 func TestAdopt(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) { adopted(t, options{backend: backend}) })
 	}

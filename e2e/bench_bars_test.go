@@ -23,6 +23,12 @@ func (b *bench) judge() {
 		b.ratio("traffic", bulkRate, who, publishedWay, "≥", 1)
 	}
 	for _, backend := range backends {
+		who := filteredOf(backend, 10000)
+		b.ratio("traffic", tcpRate, who, filteredOf(backend, 1), "≥", 0.95)
+		b.ratio("traffic", tcpRate, who, publishedWay, "≥", 1)
+		b.ratio("traffic", bulkRate, who, publishedWay, "≥", 1)
+	}
+	for _, backend := range backends {
 		who := mappingsOf(backend, 10000)
 		b.most("reconcile", "rules, from nothing", who, 200)
 		b.most("reconcile", "everything, rules and addresses from nothing", who, 3000)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/extip/extip/nat"
 )
 
@@ -33,7 +35,10 @@ func (b *bench) traffic(t *testing.T) {
 	counts := []int{1, 1000, 10000}
 	for i, backend := range backends {
 		for j, count := range counts {
-			ways = append(ways, extipWay(t, l, rules, backend, count, 10*i+j))
+			ways = append(ways, extipWay(t, l, rules, mappingsOf(backend, count), backend, count, 10*i+j, nil))
+		}
+		for j, count := range []int{1, 10000} {
+			ways = append(ways, extipWay(t, l, rules, filteredOf(backend, count), backend, count, 10*i+5+j, benchFilter()))
 		}
 	}
 	for _, w := range ways {
@@ -57,8 +62,29 @@ func (b *bench) traffic(t *testing.T) {
 				}
 			}
 		}
+		for _, backend := range backends {
+			for _, count := range []int{1, 10000} {
+				who := filteredOf(backend, count)
+				b.compare(what, who, mappingsOf(backend, count))
+				b.compare(what, who, publishedWay)
+			}
+			b.compare(what, filteredOf(backend, 10000), filteredOf(backend, 1))
+		}
 		b.compare(what, publishedWay, routed)
 		b.compare(what, proxyWay, publishedWay)
+	}
+}
+
+// filteredOf names many mappings that each have a filter.
+func filteredOf(backend string, count int) string { return mappingsOf(backend, count) + ", filtered" }
+
+// benchFilter lets a client of the segment reach what is measured, and little else.
+func benchFilter() *nat.Filter {
+	return &nat.Filter{
+		Ports: []nat.Ports{
+			{Proto: unix.IPPROTO_TCP, First: accepts, Last: sinks}, {Proto: unix.IPPROTO_UDP, First: accepts, Last: sinks}, {Proto: unix.IPPROTO_ICMP},
+		},
+		Allow: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("198.51.100.0/24")},
 	}
 }
 
@@ -122,10 +148,9 @@ func routedWay(l *lab) *way {
 }
 
 // extipWay is a host of its own with Docker's rules and extip's, and a container
-// whose mapping is the last of many.
-func extipWay(t *testing.T, l *lab, rules, backend string, count, i int) *way {
-	name := fmt.Sprintf("%s-%d", backend, count)
-	host := l.lan.Attach("h-"+name, fmt.Sprintf("203.0.113.%d/24", 20+i))
+// whose mapping is the last of many, each with that filter, if any.
+func extipWay(t *testing.T, l *lab, rules, who, backend string, count, i int, filter *nat.Filter) *way {
+	host := l.lan.Attach(fmt.Sprintf("h%d", i), fmt.Sprintf("203.0.113.%d/24", 20+i))
 	host.Sysctl("ipv4.ip_forward", "1")
 	restore := host.Command("iptables-nft-restore")
 	restore.Stdin = strings.NewReader(rules)
@@ -143,7 +168,7 @@ func extipWay(t *testing.T, l *lab, rules, backend string, count, i int) *way {
 	}}}
 	for n := range count {
 		m := nat.Mapping{
-			Endpoint: fmt.Sprintf("e%d", n), Egress: true,
+			Endpoint: fmt.Sprintf("e%d", n), Egress: true, Filter: filter,
 			External: netip.AddrFrom4([4]byte{10, 1, byte(n >> 8), byte(n)}),
 			Internal: netip.AddrFrom4([4]byte{172, 31, byte(100 + n>>8), byte(n)}),
 		}
@@ -159,5 +184,5 @@ func extipWay(t *testing.T, l *lab, rules, backend string, count, i int) *way {
 		}
 		return err
 	})
-	return &way{who: mappingsOf(backend, count), to: netip.MustParseAddr(external)}
+	return &way{who: who, to: netip.MustParseAddr(external)}
 }

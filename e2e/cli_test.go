@@ -38,6 +38,7 @@ func (l *lab) status() map[string]string {
 // TestCLI operates a host as one would: it looks, attaches, detaches, moves and
 // reserves, beside a flow that loses no packet by it.
 func TestCLI(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{plugin: []string{"--metrics", "127.0.0.1:9323"}})
 	before := lab.host.Dump()
 	if got := lab.extip("status"); got != "no container has an external address" {
@@ -148,6 +149,7 @@ func TestCLI(t *testing.T) {
 
 // TestAccounting: packets are counted where they are asked for, and by whom can.
 func TestAccounting(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{backend: "nftables", plugin: []string{"--accounting"}})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62", "extip.ports=udp/80")
 	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
@@ -166,7 +168,7 @@ func TestAccounting(t *testing.T) {
 	}
 	traffic := func(packets, bytes float64) map[string]any { return map[string]any{"packets": packets, "bytes": bytes} }
 	want := map[string]any{
-		"incoming": 1.0, "outgoing": 0.0, "refused": traffic(refused, refused*(20+8+10)),
+		"incoming": 1.0, "outgoing": 0.0, "limited_in": 0.0, "limited_out": 0.0, "refused": traffic(refused, refused*(20+8+10)),
 		"received": traffic(1, 20+8+1), "sent": traffic(1, float64(20+8+len("web saw "+outsideAddr))),
 	}
 	eventually(t, "all is counted", func() bool { return cmp.Equal(want, counted()) })
@@ -183,6 +185,7 @@ func TestAccounting(t *testing.T) {
 // TestLive follows a real packet; what a plugin that is killed leaves of that goes
 // when it is started.
 func TestLive(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{backend: "nftables"})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
@@ -237,6 +240,7 @@ func (l *lab) scrape(addr string) string {
 // TestMove moves an address under a running download, with and without --drain;
 // the flow of an address beside it loses nothing.
 func TestMove(t *testing.T) {
+	t.Parallel()
 	for _, drain := range []bool{false, true} {
 		name := "break"
 		if drain {
@@ -297,6 +301,7 @@ func TestMove(t *testing.T) {
 // TestAttachToNone: a container gets its first address, and loses it, while it
 // runs; its own connections follow.
 func TestAttachToNone(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	web := lab.run("web", "--network", "name=web,driver-opt=extip.address=none")

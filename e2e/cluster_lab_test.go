@@ -1,11 +1,10 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -107,101 +106,30 @@ func (s *trio) state(host string, a netip.Addr) string {
 	return fields[len(fields)-1]
 }
 
-// A visitor connects to an address again and again, and notes who answers.
-type visitor struct {
-	mu     sync.Mutex
-	visits []visit
-}
-
-type visit struct {
-	at  time.Time // when it was answered, or when it was clear that it would not be
-	who string    // "" if nobody did
-}
-
-// visit connects by TCP until the test ends.
-func (s *trio) visit(t *testing.T, a netip.Addr) *visitor {
-	t.Helper()
-	v := &visitor{}
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	t.Cleanup(func() { close(stop); <-stopped })
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-			who := s.greeting(a)
-			v.mu.Lock()
-			v.visits = append(v.visits, visit{time.Now(), who})
-			v.mu.Unlock()
-		}
-	}()
-	return v
-}
-
 // witness is a neighbour that hears who answers for an address.
 func (s *trio) witness(a netip.Addr) *nettest.Witness {
 	s.t.Helper()
 	return s.outside.Witness("eth0", netip.MustParseAddr(outsideAddr), a, 20*time.Millisecond)
 }
 
-// greeting is the name of the container that a connection reaches, "" if it reaches
-// none.
-func (s *trio) greeting(a netip.Addr) (who string) {
-	_ = s.outside.Do(func() error {
-		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(a, 80).String(), 300*time.Millisecond)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = c.Close() }()
-		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
-			return err
-		}
-		if _, err := c.Write([]byte("?")); err != nil {
-			return err
-		}
-		buf := make([]byte, 128)
-		n, err := c.Read(buf)
-		who, _, _ = strings.Cut(string(buf[:n]), " ")
-		return err
-	})
-	return who
-}
-
-// first is when a name answered first after a time.
-func (v *visitor) first(who string, after time.Time) (at time.Time, ok bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, visit := range v.visits {
-		if visit.who == who && visit.at.After(after) {
-			return visit.at, true
-		}
-	}
-	return at, false
-}
-
-// await waits until a name answers, and returns how long after a time that was.
-func (v *visitor) await(t *testing.T, who string, after time.Time) time.Duration {
+// claims are the addresses that are claimed by what etcd has, and the hosts that
+// have them.
+func claims(t *testing.T, etcd *etcdtest.Node) map[string]string {
 	t.Helper()
-	var at time.Time
-	if !within(time.Minute, func() (ok bool) { at, ok = v.first(who, after); return ok }) {
-		t.Fatalf("%s doesn't answer", who)
+	var got struct {
+		KVs []struct{ Key, Value []byte }
 	}
-	return at.Sub(after)
-}
-
-// failures counts the visits after a time that a name did not answer, and all.
-func (v *visitor) failures(who string, after time.Time) (failed, all int) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, visit := range v.visits {
-		if visit.at.After(after) {
-			if all++; visit.who != who {
-				failed++
-			}
+	const prefix = "/extip/v1/claims/"
+	if err := json.Unmarshal([]byte(etcd.Ctl("get", "-w", "json", "--prefix", prefix)), &got); err != nil {
+		t.Fatal(err)
+	}
+	hosts := map[string]string{}
+	for _, kv := range got.KVs {
+		var claim struct{ Host string }
+		if err := json.Unmarshal(kv.Value, &claim); err != nil {
+			t.Fatalf("%s: %v", kv.Key, err)
 		}
+		hosts[strings.TrimPrefix(string(kv.Key), prefix)] = claim.Host
 	}
-	return failed, all
+	return hosts
 }

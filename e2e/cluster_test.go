@@ -1,7 +1,7 @@
 package e2e
 
 import (
-	"encoding/json"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -57,8 +57,7 @@ func TestCluster(t *testing.T) {
 		if len(seen) != 6 {
 			t.Errorf("addresses %v", seen)
 		}
-		claims := strings.Fields(s.etcd[0].Ctl("get", "--prefix", "--keys-only", "/extip/v1/claims/"))
-		if len(claims) != 6 {
+		if claims := claims(t, s.etcd[0]); len(claims) != 6 {
 			t.Errorf("claims in etcd: %q", claims)
 		}
 		if hosts := one.extip("hosts"); strings.Count(hosts, "alive") != 3 {
@@ -76,7 +75,7 @@ func TestCluster(t *testing.T) {
 	t.Run("host dies", func(t *testing.T) {
 		one.run("mail1", reserved("mail")...)
 		a := s.external("docker1", "mail1")
-		visitor := s.visit(t, a)
+		visitor := visit(t, s.outside, a)
 		visitor.await(t, "mail1", time.Now())
 		one.cutPower()
 		died := time.Now()
@@ -104,7 +103,7 @@ func TestCluster(t *testing.T) {
 
 	t.Run("cut from etcd", func(t *testing.T) {
 		a := s.external("docker2", "mail2")
-		visitor, witness := s.visit(t, a), s.witness(a)
+		visitor, witness := visit(t, s.outside, a), s.witness(a)
 		began := time.Now()
 		s.cut("docker2", s.back)
 		time.Sleep(clusterTTL * 3 / 2)
@@ -132,7 +131,7 @@ func TestCluster(t *testing.T) {
 		s.heal("docker2", s.back)
 		eventually(t, "it knows who has it", func() bool { return strings.Contains(two.extip("show", a.String()), "docker3") })
 		for _, other := range []string{"a-docker2", "b-docker2"} {
-			if addr := s.external("docker2", other); s.greeting(addr) != other {
+			if addr := s.external("docker2", other); greeting(s.outside, addr) != other {
 				t.Errorf("%s lost %s", other, addr)
 			}
 		}
@@ -142,7 +141,7 @@ func TestCluster(t *testing.T) {
 
 	t.Run("cut from the segment", func(t *testing.T) {
 		a := s.external("docker2", "mail2")
-		visitor := s.visit(t, a)
+		visitor := visit(t, s.outside, a)
 		s.cut("docker2", s.lan)
 		time.Sleep(clusterTTL * 3 / 2)
 		asked := time.Now()
@@ -157,7 +156,7 @@ func TestCluster(t *testing.T) {
 
 	t.Run("cut from both", func(t *testing.T) {
 		a := s.external("docker2", "mail2")
-		visitor, witness := s.visit(t, a), s.witness(a)
+		visitor, witness := visit(t, s.outside, a), s.witness(a)
 		s.cut("docker2", s.lan, s.back)
 		cut := time.Now()
 		three.run("mail3", reserved("mail")...)
@@ -178,7 +177,7 @@ func TestCluster(t *testing.T) {
 	t.Run("move to another host", func(t *testing.T) {
 		one.run("mail4", "--network", "name=web,driver-opt=extip.address=none")
 		a := s.external("docker3", "mail3")
-		visitor := s.visit(t, a)
+		visitor := visit(t, s.outside, a)
 		visitor.await(t, "mail3", time.Now())
 		began := time.Now()
 		report := three.extip("move", a.String(), "docker1/mail4")
@@ -196,7 +195,7 @@ func TestCluster(t *testing.T) {
 
 	t.Run("no etcd", func(t *testing.T) {
 		a := s.external("docker1", "mail4")
-		visitor := s.visit(t, a)
+		visitor := visit(t, s.outside, a)
 		visitor.await(t, "mail4", time.Now())
 		began := time.Now()
 		for _, n := range s.etcd {
@@ -242,19 +241,7 @@ func TestCluster(t *testing.T) {
 			slices.Sort(addrs)
 			return addrs
 		}
-		claimed := func() (addrs []string) {
-			var got struct {
-				KVs []struct{ Key []byte }
-			}
-			if err := json.Unmarshal([]byte(s.etcd[0].Ctl("get", "-w", "json", "--prefix", "--keys-only", "/extip/v1/claims/")), &got); err != nil {
-				t.Fatal(err)
-			}
-			for _, kv := range got.KVs {
-				addrs = append(addrs, strings.TrimPrefix(string(kv.Key), "/extip/v1/claims/"))
-			}
-			slices.Sort(addrs)
-			return addrs
-		}
+		claimed := func() []string { return slices.Sorted(maps.Keys(claims(t, s.etcd[0]))) }
 		if !within(time.Minute, func() bool { return slices.Equal(have(), claimed()) }) {
 			t.Errorf("containers have %q, claimed are %q", have(), claimed())
 		}

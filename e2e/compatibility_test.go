@@ -17,6 +17,7 @@ var forms = []string{"nftables", "iptables", "managed plugin"}
 // form, beside the engine with each firewall that it can use. With
 // EXTIP_TEST_COMPATIBILITY=FILE it notes in the file's table what works.
 func TestCompatibility(t *testing.T) {
+	t.Parallel()
 	for _, firewall := range []string{"iptables-nft", "iptables-legacy", "nftables"} {
 		var engine string
 		row := []string{firewall}

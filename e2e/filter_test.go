@@ -4,6 +4,7 @@ import "testing"
 
 // TestFilters: what may be reached of an external address, and by whom.
 func TestFilters(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) { filters(t, options{backend: backend}) })
 	}

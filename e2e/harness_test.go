@@ -5,6 +5,7 @@ import "testing"
 // TestHarness shows that the lab is what it claims to be, with nothing of
 // extip in it: the engine's own bridge driver and a published port.
 func TestHarness(t *testing.T) {
+	t.Parallel()
 	for _, flavour := range []string{"nft", "legacy"} {
 		t.Run(flavour, func(t *testing.T) {
 			lab := newLab(t, options{flavour: flavour, bare: true})
@@ -40,6 +41,7 @@ func TestHarness(t *testing.T) {
 
 // TestParents checks each kind of parent interface as a way to the host.
 func TestParents(t *testing.T) {
+	t.Parallel()
 	for _, parent := range []string{"eth0", "bridge", "ovs"} {
 		t.Run(parent, func(t *testing.T) {
 			lab := newLab(t, options{parent: parent, bare: true})

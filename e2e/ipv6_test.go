@@ -7,6 +7,7 @@ import (
 
 // TestIPv6 is the traffic table for IPv6, beside IPv4 on the same containers.
 func TestIPv6(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) { ipv6(t, options{backend: backend}) })
 	}
@@ -87,6 +88,7 @@ func ipv6(t *testing.T, o options) {
 
 // TestIPv6Only: engines since 28 make networks without IPv4.
 func TestIPv6Only(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	if v := lab.docker("version", "-f", "{{.Server.APIVersion}}"); v < "1.48" {
 		t.Skipf("this engine, API %s, has no networks without IPv4", v)

@@ -10,6 +10,7 @@ import (
 // it is; the container goes out and is seen by its external address. On each
 // kind of parent, and without a trace afterwards.
 func TestMainJob(t *testing.T) {
+	t.Parallel()
 	for _, parent := range []string{"eth0", "bridge", "ovs"} {
 		t.Run(parent, func(t *testing.T) {
 			lab := newLab(t, options{parent: parent})
@@ -41,6 +42,7 @@ func TestMainJob(t *testing.T) {
 
 // TestPool hands out what the network may, and says so when there is no more.
 func TestPool(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.57")
 	one := lab.run("one", "--network", "web")
@@ -62,6 +64,7 @@ func TestPool(t *testing.T) {
 
 // TestClaim has two containers ask for one address.
 func TestClaim(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	lab.network("other", "172.30.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
@@ -94,6 +97,7 @@ func refused(t *testing.T, lab *lab, words []string, args ...string) {
 
 // TestGatewaySource has the container see its bridge's address as the client.
 func TestGatewaySource(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62", "extip.source=gateway")
 	before := lab.host.Dump()

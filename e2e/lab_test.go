@@ -10,7 +10,7 @@
 // A lab is a docker host in namespaces of its own (mount, network, process)
 // with everything at its usual path: /run/docker.sock, the plugin's socket,
 // Open vSwitch's database. Whatever runs there ends with the lab. So labs don't
-// disturb each other: tests that wait more than they work are parallel.
+// disturb each other, and tests are parallel: they wait more than they work.
 package e2e
 
 import (
@@ -69,7 +69,10 @@ type options struct {
 func eachVariant(t *testing.T, test func(*testing.T, options)) {
 	for _, backend := range []string{"nftables", "iptables"} {
 		for _, flavour := range []string{"nft", "legacy"} {
-			t.Run(backend+"-beside-iptables-"+flavour, func(t *testing.T) { test(t, options{backend: backend, flavour: flavour}) })
+			t.Run(backend+"-beside-iptables-"+flavour, func(t *testing.T) {
+				t.Parallel()
+				test(t, options{backend: backend, flavour: flavour})
+			})
 		}
 	}
 }

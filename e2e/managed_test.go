@@ -54,6 +54,7 @@ func (m *managed) works(name, external string) {
 // full name and to the short one, and keeps its records when it is disabled,
 // when the engine starts again, and when its settings change.
 func TestManaged(t *testing.T) {
+	t.Parallel()
 	m := newManaged(t, options{}, "extip/plugin:one")
 	before := m.host.Dump()
 	m.build(m.name, "1")
@@ -110,6 +111,7 @@ func TestManaged(t *testing.T) {
 // TestManagedBesideService: two plugins would undo each other's work, so the
 // second one does not start, and says why.
 func TestManagedBesideService(t *testing.T) {
+	t.Parallel()
 	m := newManaged(t, options{}, "extip/plugin:one")
 	m.startPlugin()
 	m.build(m.name, "1")
@@ -125,6 +127,7 @@ func TestManagedBesideService(t *testing.T) {
 // TestManagedBesideLegacy: the one kind of firewall that the managed form
 // can't pass is named in the log.
 func TestManagedBesideLegacy(t *testing.T) {
+	t.Parallel()
 	m := newManaged(t, options{flavour: "legacy"}, "extip/plugin:one")
 	m.build(m.name, "1")
 	m.docker("plugin", "enable", m.name)

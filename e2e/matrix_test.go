@@ -6,6 +6,7 @@ import "testing"
 // engine with a published port of its own. The host answers on port 80 too,
 // so whatever leaks to it is seen.
 func TestTraffic(t *testing.T) {
+	t.Parallel()
 	eachVariant(t, func(t *testing.T, o options) {
 		lab := newLab(t, o)
 		lab.host.Serve(80)

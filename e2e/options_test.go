@@ -8,6 +8,7 @@ import (
 // TestInternal: nothing passes between an --internal network and what is
 // beyond it; within it all is as usual.
 func TestInternal(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{plugin: []string{"--pool", "203.0.113.56-203.0.113.62"}})
 	lab.docker("network", "create", "-d", "extip", "--internal", "--subnet", "172.29.0.0/16", "-o", "extip.parent="+lab.parent, "vault")
 	lab.network("web", "172.31.0.0/16")
@@ -32,6 +33,7 @@ func TestInternal(t *testing.T) {
 
 // TestNetworkOptions: what the bridge driver's options do there they do here.
 func TestNetworkOptions(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	before := lab.host.Dump()
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62", "com.docker.network.driver.mtu=1400",
@@ -85,6 +87,7 @@ func TestNetworkOptions(t *testing.T) {
 // is reached on its external address whichever holds its default route: while
 // the other does, it sees its bridge as the client.
 func TestTwoNetworks(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	lab.docker("network", "create", "--subnet", "172.30.0.0/16", "aaa") // sorts first, and so takes the default route

@@ -15,6 +15,7 @@ var byHint = []string{"--reconcile-interval", "24h"}
 // logs how long it takes until new connections work again: a second at most,
 // where the machine isn't busy.
 func TestRepair(t *testing.T) {
+	t.Parallel()
 	eachVariant(t, func(t *testing.T, o options) {
 		o.plugin = byHint
 		lab := newLab(t, o)

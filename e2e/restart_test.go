@@ -12,6 +12,7 @@ import (
 // container: not one packet is lost, and what is removed afterwards leaves no
 // trace.
 func TestPluginRestart(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	before := lab.host.Dump()
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
@@ -42,6 +43,7 @@ func TestPluginRestart(t *testing.T) {
 // TestBackendSwitch changes the backend under traffic: what one wrote goes when
 // the other translates, and not one packet is lost.
 func TestBackendSwitch(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{backend: "iptables"})
 	before := lab.host.Dump()
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
@@ -71,6 +73,7 @@ func TestBackendSwitch(t *testing.T) {
 // TestPluginKilledInCall kills the plugin at random moments of `docker run`.
 // Whatever the engine makes of it, the next start is clean.
 func TestPluginKilledInCall(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	lab.run("warm", "--network", "web")
@@ -115,6 +118,7 @@ func TestPluginKilledInCall(t *testing.T) {
 // TestEngineRestart ends the engine in every way and starts it again: each
 // container with a restart policy is back on its old external address.
 func TestEngineRestart(t *testing.T) {
+	t.Parallel()
 	for _, live := range []bool{false, true} {
 		t.Run(fmt.Sprintf("live-restore=%t", live), func(t *testing.T) {
 			lab := newLab(t, options{daemon: fmt.Sprintf(`{"live-restore": %t}`, live)})
@@ -154,6 +158,7 @@ func TestEngineRestart(t *testing.T) {
 // TestReboot cuts the host's power; only the disk is left. The plugin starts
 // before the engine, as it must.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	lab.run("mail", "--restart", "always", "--network", "name=web,driver-opt=extip.address=203.0.113.60")
@@ -180,6 +185,7 @@ func TestReboot(t *testing.T) {
 // TestContainerRestartKeepsUDPWorking: the flow of a client that goes on
 // sending from the same port must not stay with the container of before.
 func TestContainerRestartKeepsUDPWorking(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	lab.run("web", "--network", "name=web,driver-opt=extip.address=203.0.113.56")
@@ -201,6 +207,7 @@ func TestContainerRestartKeepsUDPWorking(t *testing.T) {
 // boot, and yet the engine closes its FORWARD chain, as it does where it is the
 // one that lets the host route.
 func TestForwardPolicy(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	if !strings.Contains(lab.must("iptables", "-S", "FORWARD"), "-P FORWARD DROP") {

@@ -10,6 +10,7 @@ import (
 // TestSecondPlugin: one state file has one writer, and the second one says so
 // and takes nothing away from the first.
 func TestSecondPlugin(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")
 	for _, args := range [][]string{
@@ -37,6 +38,7 @@ func TestSecondPlugin(t *testing.T) {
 // TestFullDisk: nothing new, with a clear error, while what there is goes on;
 // and when there is room again, everything does.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	const state = "/run/state"
 	lab := newLab(t, options{bare: true, plugin: []string{"--state", state + "/extip.db"}})
 	lab.must("mkdir", state)
@@ -83,6 +85,7 @@ func TestFullDisk(t *testing.T) {
 // TestDamagedState: the file is set aside, the records come from the kernel,
 // and no packet is lost.
 func TestDamagedState(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	before := lab.host.Dump()
 	lab.network("web", "172.31.0.0/16", "extip.pool=203.0.113.56-203.0.113.62")

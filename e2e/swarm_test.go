@@ -1,83 +1,134 @@
 package e2e
 
 import (
-	"slices"
+	"maps"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
-// TestSwarm: a service of one replica, on a network that each of three nodes
-// configures for itself, keeps its external address when its node dies.
+// TestSwarm: on a network that each of three nodes configures for itself, the
+// address of a service follows its task to another node, whether the service names
+// it, or has the nodes choose it once of a pool that they share.
 func TestSwarm(t *testing.T) {
-	// The name has no registry behind it: an engine of a swarm asks for an
-	// image before it uses the one that it has.
-	const image = "127.0.0.1:9/probe"
-	manager := newManaged(t, options{}, "extip/plugin:one")
-	nodes := map[string]*managed{"": manager}
-	for _, address := range []string{"203.0.113.11", "203.0.113.12"} {
-		nodes[address] = &managed{lab: manager.neighbour(address), t: t, name: manager.name}
-		nodes[address].startEngine()
-	}
-	for _, n := range nodes {
-		n.build(n.name, "1")
-		n.docker("plugin", "enable", n.name)
-		n.docker("tag", probeImage, image)
-		n.docker("network", "create", "--config-only", "--subnet", "172.31.0.0/16",
-			"-o", "extip.parent="+n.parent, "-o", "extip.pool=203.0.113.56-203.0.113.62", "here")
-	}
-	manager.docker("swarm", "init", "--advertise-addr", hostAddr, "--dispatcher-heartbeat", "3s")
-	token := manager.docker("swarm", "join-token", "-q", "worker")
-	workers := map[string]*managed{} // by the node's id
-	for address, n := range nodes {
-		if n != manager {
-			n.docker("swarm", "join", "--advertise-addr", address, "--token", token, hostAddr+":2377")
-			workers[n.docker("info", "-f", "{{.Swarm.NodeID}}")] = n
+	t.Parallel()
+	s := newSwarm(t)
+
+	t.Run("each for itself", func(t *testing.T) {
+		a := netip.MustParseAddr("203.0.113.60")
+		s.create("fixed", "--constraint", "node.role==worker", "--network", "name=web,driver-opt=extip.address="+a.String())
+		visitor := visit(t, s.outside, a)
+		s.drain(t, "fixed", visitor)
+
+		s.share()
+		second := s.nodeOf("fixed")
+		if who := greeting(s.outside, a); who != second {
+			t.Errorf("with etcd %q answers", who)
 		}
+		s.claimed(t, map[string]string{a.String(): s.nodes[second].clusterHost})
+		s.remove(t, "fixed")
+	})
+	if t.Failed() {
+		return
 	}
 
-	manager.docker("network", "create", "-d", manager.name, "--scope", "swarm", "--config-from", "here", "web")
-	manager.docker("service", "create", "--detach", "--no-resolve-image", "--name", "web", "--hostname", "web",
-		"--endpoint-mode", "dnsrr", "--constraint", "node.role==worker",
-		"--network", "name=web,driver-opt=extip.address=203.0.113.60", image, "/probe", "serve", "80")
-	runs := func() bool { return answer(manager.outside, "203.0.113.60:80") == "web saw "+outsideAddr }
-	if !within(3*long, runs) {
-		manager.docker("service", "ps", "--no-trunc", "web")
-		t.Fatal("the service doesn't run")
-	}
-	first := manager.nodeOf("web")
-	if workers[first] == nil {
-		t.Fatalf("it runs on %q", first)
-	}
-	workers[first].cutPower()
-	if !within(5*long, runs) {
-		manager.docker("service", "ps", "--no-trunc", "web")
-		t.Fatal("the service doesn't run again")
-	}
-	second := manager.nodeOf("web")
-	if second == first || workers[second] == nil {
-		t.Errorf("first it was on %q, now on %q", first, second)
-	}
-	manager.docker("service", "rm", "web")
-	n := workers[second]
-	// A dump of what is being removed fails, so it waits for what goes last.
-	if !within(long, func() bool {
-		out, err := n.command("sh", "-c", "ip -o link; nft list tables").Output()
-		return err == nil && !strings.Contains(string(out), "xip") && !strings.Contains(string(out), "extip")
-	}) || ours(n.host.Dump()) != "" {
-		t.Errorf("left behind:\n%s", ours(n.host.Dump()))
+	t.Run("one pool", func(t *testing.T) {
+		s.create("web", "--constraint", "node.role==worker", "--network", "name=web,driver-opt=extip.reservation=web")
+		a := s.address(t)
+		first := s.nodeOf("web")
+		visitor := visit(t, s.outside, a)
+		visitor.await(t, first, time.Now())
+
+		// With this one's, they are as many as the pool has addresses.
+		s.create("many", "--replicas", "6", "--network", "web")
+		var have map[string]string
+		eventually(t, "each task has an address", func() bool { have = claims(t, s.etcd); return len(have) == 7 })
+		for _, task := range s.tasks("many") {
+			if task.Status.Err != "" {
+				t.Errorf("one was refused: %s", task.Status.Err)
+			}
+		}
+		on := map[string]bool{}
+		for address, host := range have {
+			on[host] = true
+			addr := netip.MustParseAddr(address)
+			eventually(t, "a task answers on "+address, func() bool { return greeting(s.outside, addr) != "" })
+			if node := s.nodes[greeting(s.outside, addr)]; node == nil || node.clusterHost != host {
+				t.Errorf("%s is claimed by %s, and another node answers", address, host)
+			}
+		}
+		if len(on) != 3 {
+			t.Errorf("tasks are on the nodes %v only", on)
+		}
+		s.remove(t, "many", "web")
+
+		second := s.drain(t, "web", visitor)
+		s.claimed(t, map[string]string{a.String(): s.nodes[second].clusterHost})
+
+		died := time.Now()
+		s.nodes[second].cutPower()
+		moved := s.await("web", second)
+		took := visitor.await(t, moved.NodeID, died)
+		s.claimed(t, map[string]string{a.String(): s.nodes[moved.NodeID].clusterHost})
+		since := func(at time.Time) time.Duration { return at.Sub(died).Round(10 * time.Millisecond) }
+		t.Logf("after the power was cut: the swarm has another task after %s, which a node starts after %s and which runs after %s; it answers after %s",
+			since(moved.CreatedAt), since(moved.began), since(moved.Status.Timestamp), took.Round(10*time.Millisecond))
+		if took-moved.began.Sub(died) > clusterTTL+2*time.Second+tardiness {
+			t.Error("that is too long after the start")
+		}
+		s.remove(t, "web")
+		n := s.nodes[moved.NodeID]
+		// A dump of what is being removed fails, so it waits for what goes last.
+		if !within(long, func() bool {
+			out, err := n.command("sh", "-c", "ip -o link; nft list tables").Output()
+			return err == nil && !strings.Contains(string(out), "xip") && !strings.Contains(string(out), "extip")
+		}) || ours(n.host.Dump()) != "" {
+			t.Errorf("left behind:\n%s", ours(n.host.Dump()))
+		}
+	})
+}
+
+// claimed fails the test unless these addresses are claimed by these hosts.
+func (s *swarm) claimed(t *testing.T, want map[string]string) {
+	t.Helper()
+	if have := claims(t, s.etcd); !maps.Equal(have, want) {
+		t.Errorf("claims %v, want %v", have, want)
 	}
 }
 
-// nodeOf is the id of the node on which a service's one task runs.
-func (m *managed) nodeOf(service string) string {
-	m.t.Helper()
-	tasks := strings.Fields(m.docker("service", "ps", "-q", "--filter", "desired-state=running", service))
-	var nodes []string
-	for _, task := range tasks {
-		nodes = append(nodes, m.docker("inspect", "--type", "task", "-f", "{{.NodeID}}", task))
-	}
-	if len(slices.Compact(nodes)) != 1 {
-		m.t.Fatalf("%s runs on the nodes %q", service, nodes)
-	}
-	return nodes[0]
+// address is the only one that is claimed.
+func (s *swarm) address(t *testing.T) (a netip.Addr) {
+	t.Helper()
+	eventually(t, "one address is claimed", func() bool {
+		have := claims(t, s.etcd)
+		for text := range have {
+			a = netip.MustParseAddr(text)
+		}
+		return len(have) == 1
+	})
+	return a
+}
+
+// remove removes a service, whose claims are gone then, unlike those of others.
+func (s *swarm) remove(t *testing.T, service string, others ...string) {
+	t.Helper()
+	s.docker("service", "rm", service)
+	eventually(t, "its claims are gone", func() bool { return len(claims(t, s.etcd)) == len(others) })
+}
+
+// drain takes the one task of a service from its node, and returns the node that
+// it is on then.
+func (s *swarm) drain(t *testing.T, service string, v *visitor) string {
+	t.Helper()
+	node := s.nodeOf(service)
+	v.await(t, node, time.Now())
+	began := time.Now()
+	s.docker("node", "update", "--availability", "drain", node)
+	moved := s.await(service, node)
+	took := v.await(t, moved.NodeID, began)
+	t.Logf("drained: the task runs elsewhere %s after, and answers %s after; nobody did for %s",
+		moved.Status.Timestamp.Sub(began).Round(10*time.Millisecond), took.Round(10*time.Millisecond), v.silence(began).Round(10*time.Millisecond))
+	s.docker("node", "update", "--availability", "active", node)
+	return moved.NodeID
 }

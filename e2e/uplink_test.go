@@ -11,6 +11,7 @@ import (
 // What comes in there is answered there, and what its containers send goes out
 // there; the default uplink's networks stay as they are.
 func TestTwoUplinks(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) { twoUplinks(t, options{backend: backend}) })
 	}
@@ -73,6 +74,7 @@ func twoUplinks(t *testing.T, o options) {
 // TestOneAnswers: the host has another interface on the parent's segment, which
 // would answer for external addresses, too.
 func TestOneAnswers(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	lab.lan.Plug(lab.host, "eth9", "203.0.113.11/24")
 	answers := func(addr string) map[string]bool {
@@ -105,6 +107,7 @@ func TestOneAnswers(t *testing.T) {
 // TestDefaultParent: a network whose parent nobody named follows the default
 // route.
 func TestDefaultParent(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t, options{})
 	other := nettest.NamedSegment(t, "wan")
 	router := other.Attach("router", "198.51.100.1/24")

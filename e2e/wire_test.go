@@ -22,6 +22,7 @@ import (
 // what is recorded of this version of it in driver/testdata, which the driver's
 // tests replay. EXTIP_UPDATE=1 records it anew.
 func TestWire(t *testing.T) {
+	t.Parallel()
 	const behind = "/run/docker/behind.sock"
 	lab := newLab(t, options{bare: true, plugin: []string{"--plugin-socket", behind}})
 	lab.plugin.socket = behind
