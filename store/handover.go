@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -23,6 +24,10 @@ import (
 func (s *Store) HandOver(e Endpoint, a netip.Addr, to Claim) error {
 	if s.ledger == nil {
 		return errNotShared
+	}
+	// Noted before, as this program may end before there is an answer.
+	if err := s.setUnsure(a, true); err != nil {
+		return err
 	}
 	err := s.update(fmt.Sprintf("hand %s over to host %s", a, to.Host), func(tx *transaction) error {
 		c, ok, err := tx.claimed(a)
@@ -53,18 +58,62 @@ func (s *Store) HandOver(e Endpoint, a netip.Addr, to Claim) error {
 		}
 		return tx.put(endpointsBucket, e.ID, e)
 	})
-	if errors.Is(err, ErrApart) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.unsure[a] = true
+	if err != nil && !errors.Is(err, ErrApart) {
+		s.nowSure(a)
 	}
 	return err
+}
+
+// setUnsure notes that an address may be another host's by now, or not any more.
+func (s *Store) setUnsure(a netip.Addr, unsure bool) error {
+	what := fmt.Sprintf("note whether %s is handed over", a)
+	if err := s.intercept(what); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := change{bucket: unsureBucket, key: a.String()}
+	if unsure {
+		c.value = []byte{}
+	}
+	if err := s.write(c.write); err != nil {
+		return fmt.Errorf("store: %s: %w", what, err)
+	}
+	if unsure {
+		s.handing++
+		s.unsure[a] = s.handing
+	} else {
+		delete(s.unsure, a)
+	}
+	return nil
+}
+
+// nowSure is for what is known of an address again. What can't be noted is claimed
+// once more for nothing.
+func (s *Store) nowSure(a netip.Addr) {
+	if s.isUnsure(a) {
+		_ = s.setUnsure(a, false)
+	}
+}
+
+// writtenAnew takes in that the ledger has made a plan's writes: what it was asked for
+// before about the same claims it can't make any more.
+func (s *Store) writtenAnew(p *plan) {
+	for key := range p.writes {
+		if a, ok := addressOf(key); ok && strings.HasPrefix(key, claimsPrefix) {
+			s.nowSure(a)
+		}
+	}
 }
 
 // isUnsure tells whether an address was handed over without an answer. What is known
 // of it then may be from before, and even what the ledger says: it may be about to
 // make what it was asked for. Only once it has made another write of the claim it can't.
-func (s *Store) isUnsure(a netip.Addr) bool {
+func (s *Store) isUnsure(a netip.Addr) bool { return s.handedOverAs(a) != 0 }
+
+// handedOverAs is the number of the hand-over that is not known to be made, 0 if
+// there is none.
+func (s *Store) handedOverAs(a netip.Addr) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.unsure[a]

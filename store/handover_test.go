@@ -213,8 +213,11 @@ func TestHandOverUnanswered(t *testing.T) {
 			t.Fatalf("answer %d: %v", answer, err)
 		}
 		a.Answers(nil)
-		if c, ok := a.Holder(addr); ok {
-			t.Errorf("answer %d: held by %+v, though that isn't known", answer, c)
+		for range 2 {
+			if c, ok := a.Holder(addr); ok {
+				t.Errorf("answer %d: held by %+v, though that isn't known", answer, c)
+			}
+			a.restart(t) // which changes nothing
 		}
 		if answer == ledgertest.Unanswered {
 			a.reclaim(t, "map[203.0.113.64:docker2]")

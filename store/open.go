@@ -27,8 +27,8 @@ func open(path string, l Ledger) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: open %s: %w", path, err)
 	}
-	s := &Store{db: db, given: map[Claim]time.Time{}, unsure: map[netip.Addr]bool{}, works: works{keys: map[string]bool{}, ended: make(chan struct{})}}
-	for _, check := range []func() error{s.complete, s.readable, s.consistent, func() error { return s.prepare(l) }, s.recallTaken} {
+	s := &Store{db: db, given: map[Claim]time.Time{}, unsure: map[netip.Addr]int{}, works: works{keys: map[string]bool{}, ended: make(chan struct{})}}
+	for _, check := range []func() error{s.complete, s.readable, s.consistent, func() error { return s.prepare(l) }, s.recallTaken, s.recallUnsure} {
 		if err := check(); err != nil {
 			return nil, errors.Join(fmt.Errorf("store: open %s: %w", path, err), db.Close())
 		}
@@ -107,6 +107,16 @@ func (s *Store) recallTaken() error {
 	return nil
 }
 
+// recallUnsure fills the memory of what was being handed over.
+func (s *Store) recallUnsure() error {
+	m, err := s.byAddress(unsureBucket)
+	for a := range m {
+		s.handing++
+		s.unsure[a] = s.handing
+	}
+	return err
+}
+
 // consistent looks at the pages that hold no records, too: they would fail at
 // some later write.
 func (s *Store) consistent() (err error) {
@@ -137,7 +147,7 @@ func recoverDamage(err *error) func() {
 func (s *Store) prepare(l Ledger) error {
 	return s.write(func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{
-			metaBucket, networksBucket, endpointsBucket, claimsBucket, reservedBucket, namesBucket, recentBucket, cursorsBucket,
+			metaBucket, networksBucket, endpointsBucket, claimsBucket, reservedBucket, namesBucket, recentBucket, cursorsBucket, unsureBucket,
 		} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err

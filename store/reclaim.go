@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -47,10 +46,14 @@ func (s *Store) Reclaim(leave ...netip.Addr) (lost map[netip.Addr]string, err er
 		batch := rest[:min(len(rest), most/2)] // two keys are read for each
 		rest = rest[len(batch):]
 		var lostOf map[netip.Addr]string
+		var resolved map[netip.Addr]int
 		err := s.update("reclaim", func(tx *transaction) error {
-			lostOf = map[netip.Addr]string{}
+			lostOf, resolved = map[netip.Addr]string{}, map[netip.Addr]int{}
 			tx.plan.confirm = true
 			for _, a := range batch {
+				if n := s.unsure[a]; n != 0 {
+					resolved[a] = n
+				}
 				why, err := s.reclaim(tx, a, left[a])
 				if err != nil {
 					return err
@@ -64,9 +67,11 @@ func (s *Store) Reclaim(leave ...netip.Addr) (lost map[netip.Addr]string, err er
 		if err != nil {
 			return nil, err
 		}
-		s.mu.Lock()
-		maps.DeleteFunc(s.unsure, func(a netip.Addr, _ bool) bool { return slices.Contains(batch, a) })
-		s.mu.Unlock()
+		for a, n := range resolved {
+			if s.handedOverAs(a) == n {
+				s.nowSure(a)
+			}
+		}
 		maps.Copy(lost, lostOf)
 	}
 	return lost, nil
@@ -110,7 +115,7 @@ func (s *Store) differing() (list []netip.Addr, err error) {
 			if err := tx.get(endpointsBucket, id, &e); err != nil {
 				return err
 			}
-			if !mine[a].isOf(s.ledger.Host(), e) || unsure[a] {
+			if !mine[a].isOf(s.ledger.Host(), e) || unsure[a] != 0 {
 				list = append(list, a)
 			}
 		}
@@ -145,7 +150,7 @@ func (s *Store) reclaim(tx *transaction, a netip.Addr, leave bool) (lostTo strin
 		return c.Host, nil
 	}
 	var e Endpoint
-	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) && !s.unsure[a] {
+	if err := tx.get(endpointsBucket, id, &e); err != nil || c.isOf(tx.plan.host, e) && s.unsure[a] == 0 {
 		return "", err
 	}
 	if name := tx.keeper(a); name != "" && name != e.Reservation {

@@ -147,7 +147,9 @@ func (tx *transaction) isUnder(a netip.Addr) bool {
 // carryOut asks the ledger, and then writes the file.
 func (s *Store) carryOut(what string, p *plan) error {
 	defer s.end(p)
-	if err := p.commit(); err != nil && !(errors.Is(err, ErrApart) && !p.confirm && p.givesUp()) {
+	if err := p.commit(); err == nil {
+		s.writtenAnew(p)
+	} else if !(errors.Is(err, ErrApart) && !p.confirm && p.givesUp()) {
 		return err
 	}
 	if p.refusal != nil || len(p.changes) == 0 {

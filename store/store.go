@@ -11,6 +11,7 @@
 //	reserved   external address, text → name of the reservation that keeps it
 //	names      name of a reservation → Reservation, JSON
 //	recent     network id/container's addresses → external addresses it had last
+//	unsure     external address, text → "", from before it is handed over until it is known to be or not
 //	cursors    pool, text → its address that was handed out last
 //
 // Hosts that share a pool have claims and reservations in a Ledger: a write of
@@ -245,6 +246,7 @@ var (
 	namesBucket     = []byte("names")
 	recentBucket    = []byte("recent")
 	cursorsBucket   = []byte("cursors")
+	unsureBucket    = []byte("unsure")
 	schemaKey       = []byte("schema")
 	sharedKey       = []byte("shared")
 )
@@ -262,8 +264,10 @@ type Store struct {
 	taken pool.Set
 	works works
 	given map[Claim]time.Time // not recorded yet, and first seen then
-	// unsure are addresses that were handed over without an answer.
-	unsure map[netip.Addr]bool
+	// unsure are addresses that are handed over, or were without an answer,
+	// each with the how manieth time that was.
+	unsure  map[netip.Addr]int
+	handing int
 	// Intercept, if set, is asked before each write of the file; its error is
 	// the write's. Tests make a disk full with it, or the program end.
 	Intercept func(what string) error
