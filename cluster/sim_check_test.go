@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -111,6 +112,9 @@ func (s *sim) defended(d *simDriver, a netip.Addr, by *simHost) {
 // gaveUp is told of each address that is given up. A live container's is not while
 // its claim is proven.
 func (s *sim) gaveUp(d *simDriver, e *simEndpoint, a netip.Addr) {
+	if !d.host().answers[a] {
+		return // it is lost to somebody else than it was before
+	}
 	s.check.did["gave up"]++
 	c, m := s.check.claims[a], d.life.member
 	if c.Host == d.host().name && c.Endpoint == e.id && c.lease == int64(m.lease) && m.fence.Proven(time.Now()) && d.host().links[e.id] {
@@ -132,12 +136,9 @@ func (s *sim) look() {
 			delete(s.check.clocks, at)
 		}
 	}
-	for a, n := range answering {
-		if n < 2 {
-			continue
-		}
+	for _, a := range slices.SortedFunc(maps.Keys(answering), netip.Addr.Compare) {
 		for _, h := range s.hosts {
-			if h.answers[a] && s.check.claims[a].Host != h.name {
+			if answering[a] > 1 && h.answers[a] && s.check.claims[a].Host != h.name {
 				s.lookAt(spot{a, h})
 			}
 		}

@@ -101,7 +101,7 @@ func (d *simDriver) holder(a netip.Addr) string {
 
 func (d *simDriver) barred(e *simEndpoint, a netip.Addr) string {
 	why, lost := e.lost[a]
-	switch c, ok := d.life.store.Holder(a); {
+	switch c, ok := d.sim.plant.holder(d.life, a); {
 	case ok && c.Host != d.host().name:
 		return "is held by host " + c.Host
 	case d.isApart() && lost:
@@ -197,7 +197,11 @@ func (d *simDriver) settle(p *proc, e *simEndpoint, want store.Want) error {
 			}
 		}
 		taken := false
-		for a, owner := range owners {
+		for _, a := range addrs {
+			owner := owners[a]
+			if owner == nil {
+				continue
+			}
 			d.learn(a, true)
 			d.host().note("%s: %s is answered for by %s", e.id, a, owner.name)
 			if slices.Contains(want.Addresses, a) || e.rec.Reservation != "" {

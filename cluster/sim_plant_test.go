@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"net/netip"
@@ -21,10 +22,20 @@ const (
 	alwaysDefends plant = "an address is always defended"
 	oldNews       plant = "the mirror goes back"
 	neverConfirms plant = "nobody is asked while apart"
+	believes      plant = "what is known of an address that was handed over without an answer is believed"
 	assumesMade   plant = "what was asked without an answer counts as made"
 )
 
 func (p plant) mayDefend(m *Member, a netip.Addr) bool { return p == alwaysDefends || m.MayDefend(a) }
+
+// holder is who has an address, as far as is known.
+func (p plant) holder(life *program, a netip.Addr) (c store.Claim, ok bool) {
+	if p != believes {
+		return life.store.Holder(a)
+	}
+	value, _ := life.member.Get(claimsPrefix + a.String())
+	return c, value != nil && json.Unmarshal(value, &c) == nil
+}
 
 func (p plant) confirms() bool { return p != neverConfirms }
 

@@ -102,6 +102,14 @@ func (c *container) replace() {
 	twin.start(to)
 }
 
+// giveSomewhere hands an address over to a container of another host, if one runs.
+func (c *container) giveSomewhere() {
+	others := slices.DeleteFunc(slices.Clone(c.sim.containers), func(o *container) bool { return o.state != running || o.on == c.on })
+	if len(others) > 0 {
+		c.give(others[c.sim.rand.IntN(len(others))])
+	}
+}
+
 // give hands one of a container's addresses over to another container.
 func (c *container) give(to *container) {
 	if c.state != running || to.state != running || c.on == to.on || c.on.program == nil || to.on.program == nil || to.on.program.driver.isApart() {
@@ -130,10 +138,11 @@ func (s *sim) work(until time.Duration) {
 			c.replace()
 		case c.state == stopped && !c.replaced:
 			c.start(s.hosts[s.rand.IntN(len(s.hosts))])
+		case c.state != running:
 		case n < 3:
 			c.stop()
-		case n < 5:
-			c.give(s.containers[s.rand.IntN(len(s.containers))])
+		case n < 4, n < 8 && (c.on.loses > 0 || s.etcd.leaderless):
+			c.giveSomewhere()
 		}
 	})
 	s.every(until, 300*time.Millisecond, 6*time.Second, func() { s.befall(s.hosts[s.rand.IntN(len(s.hosts))]) })
@@ -233,9 +242,12 @@ func (s *sim) befall(h *simHost) {
 func (h *simHost) flaps() {
 	s := h.sim
 	h.loses, h.slow = s.rand.Float64()*0.5, s.rand.Float64()*0.3
+	if s.odds(0.5) {
+		h.lag = s.between(0, 3*time.Second)
+	}
 	h.disturb(fmt.Sprintf("loses %.2f, and %.2f is slow", h.loses, h.slow))
 	s.after(s.span(), func() {
-		h.loses, h.slow = 0, 0
+		h.loses, h.slow, h.lag = 0, 0, 0
 		h.disturb("loses nothing")
 	})
 }
