@@ -54,7 +54,8 @@ func (p *probe) answer(addr netip.Addr, m mac) {
 // such hosts at least one sees the other, and both do unless one has already
 // given up. But who probes doesn't for an address that is announced here: that one is
 // to give up; nor do hosts that SetPeer's function knows. This host's own addresses
-// are no conflict, unless one of its interfaces that isn't a parent in use answers for them on the same segment.
+// are no conflict, unless one of its interfaces that isn't a parent in use answers
+// for them on the same segment.
 //
 // It takes as long as t says; less if all of addrs are found to be taken; no
 // time if parent has no neighbours. If ctx ends, or parent goes down, it
