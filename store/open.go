@@ -87,7 +87,8 @@ func (s *Store) readable() (err error) {
 	_, err3 := s.Claims()
 	_, err4 := s.byAddress(reservedBucket)
 	_, err5 := all[Reservation](s, namesBucket)
-	if err := errors.Join(err, err2, err3, err4, err5); err != nil {
+	_, err6 := s.byAddress(unsureBucket)
+	if err := errors.Join(err, err2, err3, err4, err5, err6); err != nil {
 		return fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	return nil
