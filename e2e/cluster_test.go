@@ -16,7 +16,7 @@ const doubleBound = time.Second
 
 // confirmBound is how long at most when one of them was cut off from both: until it
 // asks for its addresses again.
-const confirmBound = 12 * time.Second
+const confirmBound = 13 * time.Second
 
 // tardiness is of a machine that is busy with other tests.
 const tardiness = 5 * time.Second
