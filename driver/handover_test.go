@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -322,4 +323,33 @@ func (s *site) sound(t *testing.T, what string) {
 			}
 		}
 	}
+}
+
+// TestOfferToNewcomer: a container whose name the engine has not told yet is waited
+// for.
+func TestOfferToNewcomer(t *testing.T) {
+	s := newSite(t, 2)
+	one, two := s.hosts[0], s.hosts[1]
+	if err := errors.Join(one.run(ep1, "172.31.0.2/16", "extip.address", shared), two.run(ep2, "172.31.0.3/16", "extip.address", "none")); err != nil {
+		t.Fatal(err)
+	}
+	named := make(chan error)
+	go func() {
+		time.Sleep(2 * auditDelay)
+		named <- two.withEndpoint(netID, ep2, func(_ *network, e *endpoint) error {
+			rec := e.rec
+			rec.Name = "newcomer"
+			two.setRecord(e, rec)
+			return nil
+		})
+	}()
+	got, err := two.Offered(store.Offer{Address: addr(shared), From: "docker1", To: "docker2", Container: "newcomer"})
+	if err != nil || got.Endpoint != ep2 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if err := <-named; err != nil {
+		t.Error(err)
+	}
+	_, err = two.Offered(store.Offer{Address: addr(shared), From: "docker1", To: "docker2", Container: "nobody"})
+	mustContain(t, err, `it has no container "nobody"`)
 }

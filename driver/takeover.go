@@ -14,12 +14,12 @@ import (
 // Offered is asked by the cluster's member, and says which endpoint can have an address
 // that another host would hand over to a container of this one. Nothing is changed
 // by that: the address comes, if at all, by the ledger. It waits for calls that are
-// under way about the container.
+// under way about the container, and some seconds for its name.
 func (d *Driver) Offered(o store.Offer) (store.Acceptance, error) {
 	if d.isApart() {
 		return store.Acceptance{}, errors.New("it can't reach etcd")
 	}
-	named := d.endpointsNamed(o.Container)
+	named := d.awaitNamed(o.Container)
 	if len(named) == 0 {
 		return store.Acceptance{}, fmt.Errorf("it has no container %q with an endpoint on a network of extip", o.Container)
 	}
@@ -47,6 +47,26 @@ func (d *Driver) Offered(o store.Offer) (store.Acceptance, error) {
 		}
 		return store.Acceptance{}, fmt.Errorf("container %q is on several networks that can have it: name one of its endpoints %s", o.Container, strings.Join(ids, ", "))
 	}
+}
+
+// awaitNamed is endpointsNamed for a container that may have joined just now: its name
+// is asked for auditDelay after that, and auditRest after another's.
+func (d *Driver) awaitNamed(name string) []*endpoint {
+	for deadline := time.Now().Add(auditRest + 2*auditDelay); ; time.Sleep(auditDelay / 10) {
+		list := d.endpointsNamed(name)
+		if len(list) > 0 || !d.hasNameless() || time.Now().After(deadline) {
+			return list
+		}
+	}
+}
+
+// hasNameless tells whether there are published endpoints whose container's name is
+// not known yet.
+func (d *Driver) hasNameless() (found bool) {
+	d.eachEndpoint(func(_ *network, e *endpoint) {
+		found = found || e.rec.Name == "" && e.rec.State == store.Published
+	})
+	return found
 }
 
 // endpointsNamed are the published ones of a container, by its name, or else the
