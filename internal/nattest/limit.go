@@ -17,7 +17,6 @@ func testLimit(t *testing.T, s Subject) {
 	ok(t, s.AddNetwork(Net(1)))
 	ok(t, s.Add(Map4(1, 1), Map4(1, 2), Map6(1, 1)))
 	open := s.Dump()
-	state := func(ms ...nat.Mapping) nat.State { return nat.State{Networks: []nat.Network{Net(1)}, Mappings: ms} }
 
 	a, b, c := Limited(Map4(1, 1), 2000, 0), Limited(Map4(1, 2), 0, 50), Limited(Map6(1, 1), 1, 7000)
 	seen := map[string]bool{open: true}
@@ -60,18 +59,7 @@ func testLimit(t *testing.T, s Subject) {
 	ok(t, s.Add(a))
 	same(t, "after a second address there and back", s.Dump(), one)
 
-	// It stays with the address, comes back, and a restart finds it.
-	moved := a
-	moved.Internal = Map4(1, 5).Internal
-	ok(t, s.Add(moved))
-	s.Wipe()
-	if repaired, err := s.Repair(); len(repaired) == 0 || err != nil {
-		t.Errorf("Repair: %q, %v", repaired, err)
-	}
-	reopened := s
-	reopened.Backend = s.Reopen()
-	clean(t, reopened, state(moved, c, Map4(1, 2)))
-	ok(t, reopened.Add(Map4(1, 1), Map6(1, 1)))
+	stays(t, s, a, c, Map4(1, 2))
 	same(t, "without limits", s.Dump(), open)
 
 	for _, l := range []nat.Limit{{Connections: nat.MaxConnections + 1}, {Rate: nat.MaxRate + 1}} {

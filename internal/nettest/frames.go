@@ -160,6 +160,20 @@ func (n *Node) Tap(dev string) *Tap {
 		tv := unix.NsecToTimeval((50 * time.Millisecond).Nanoseconds())
 		return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	})
+	buf := make([]byte, 65536)
+	n.loop(fd, func() {
+		if size, err := unix.Read(fd, buf); err == nil {
+			t.mu.Lock()
+			t.heard = append(t.heard, bytes.Clone(buf[:size]))
+			t.mu.Unlock()
+		}
+	})
+	return t
+}
+
+// loop calls fn, which doesn't wait for long, again and again until the test ends, and
+// closes the socket then.
+func (n *Node) loop(fd int, fn func()) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	n.t.Cleanup(func() {
 		close(stop)
@@ -168,20 +182,15 @@ func (n *Node) Tap(dev string) *Tap {
 	})
 	go func() {
 		defer close(stopped)
-		for buf := make([]byte, 65536); ; {
+		for {
 			select {
 			case <-stop:
 				return
 			default:
-			}
-			if size, err := unix.Read(fd, buf); err == nil {
-				t.mu.Lock()
-				t.heard = append(t.heard, bytes.Clone(buf[:size]))
-				t.mu.Unlock()
+				fn()
 			}
 		}
 	}()
-	return t
 }
 
 // Heard tells whether a frame with these bytes has come.

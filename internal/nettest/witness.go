@@ -41,34 +41,20 @@ func (n *Node) Witness(dev string, from, a netip.Addr, every time.Duration) *Wit
 		tv := unix.NsecToTimeval(every.Nanoseconds() / 4)
 		return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	})
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	n.t.Cleanup(func() {
-		close(stop)
-		<-stopped
-		_ = unix.Close(fd)
-	})
-	go func() {
-		defer close(stopped)
-		buf := make([]byte, 128)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			q := Question{At: time.Now()}
-			if _, err := unix.Write(fd, question); err == nil {
-				for time.Since(q.At) < every {
-					if size, err := unix.Read(fd, buf); err == nil {
-						q.hear(buf[:size], a)
-					}
+	buf := make([]byte, 128)
+	n.loop(fd, func() {
+		q := Question{At: time.Now()}
+		if _, err := unix.Write(fd, question); err == nil {
+			for time.Since(q.At) < every {
+				if size, err := unix.Read(fd, buf); err == nil {
+					q.hear(buf[:size], a)
 				}
 			}
-			w.mu.Lock()
-			w.questions = append(w.questions, q)
-			w.mu.Unlock()
 		}
-	}()
+		w.mu.Lock()
+		w.questions = append(w.questions, q)
+		w.mu.Unlock()
+	})
 	return w
 }
 
